@@ -1,0 +1,111 @@
+/*
+** The operating system as Balsa sees it: clock, randomness, files, threads and waits.
+**
+** raft/io/, vfs/, snapshot/ and ext/ reach the machine through this interface and nothing else, so
+** that tests can put a simulated disk, clock or scheduler beneath them. Sockets are the one
+** exception: they belong to libuv (raft/io/transport.c). libc only; every folder but the pure Raft
+** core may include it.
+**
+** Every call that can fail returns 0 (or a count) for success and a negative errno for failure.
+** Times are nanoseconds of CLOCK_BOOTTIME: they go on while the machine sleeps, which leases need.
+*/
+#ifndef BALSA_OS_H
+#define BALSA_OS_H
+
+#include <pthread.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define OS_PATH_MAX 4096
+#define OS_FOREVER UINT64_MAX /* a deadline that never comes */
+#define OS_MS UINT64_C(1000000)
+#define OS_SECOND UINT64_C(1000000000)
+
+struct os;
+struct os_file;
+struct os_thread;
+
+enum os_open_flags {
+  OS_OPEN_READ = 1,
+  OS_OPEN_WRITE = 2,  /* read and write */
+  OS_OPEN_CREATE = 4, /* create if missing, mode 0644 */
+  OS_OPEN_EXCL = 8,   /* with CREATE: -EEXIST if it is there */
+  OS_OPEN_DSYNC = 16, /* a write returns when data (and what reading it back needs) is durable */
+};
+
+/* What an implementation provides. Users call the os_… functions below. */
+struct os_methods {
+  uint64_t (*now)(struct os *os);
+  void (*random)(struct os *os, void *bytes, size_t size);
+  int (*open)(struct os *os, const char *path, int flags, struct os_file **file);
+  void (*close)(struct os_file *file);
+  int64_t (*read)(struct os_file *file, void *bytes, size_t size, uint64_t offset);
+  int (*write)(struct os_file *file, const void *bytes, size_t size, uint64_t offset);
+  int (*sync)(struct os_file *file);
+  int (*truncate)(struct os_file *file, uint64_t size);
+  int (*allocate)(struct os_file *file, uint64_t size);
+  int (*size)(struct os_file *file, uint64_t *size);
+  int (*rename)(struct os *os, const char *from, const char *to);
+  int (*remove)(struct os *os, const char *path);
+  int (*make_directory)(struct os *os, const char *path);
+  int (*sync_directory)(struct os *os, const char *path);
+  int (*list)(struct os *os, const char *path, int (*each)(void *ctx, const char *name), void *ctx);
+  int (*thread_start)(struct os *os, const char *name, void (*run)(void *arg), void *arg, struct os_thread **thread);
+  void (*thread_join)(struct os_thread *thread);
+  int (*condition_wait)(struct os *os, pthread_cond_t *condition, pthread_mutex_t *mutex, uint64_t deadline);
+};
+
+/* An implementation embeds this as its first member; so does its os_file. */
+struct os {
+  const struct os_methods *methods;
+};
+struct os_file {
+  struct os *os;
+};
+
+/* The real machine. One for the process, never freed, usable from any thread. */
+struct os *os_real(void);
+
+/* Now, in nanoseconds of CLOCK_BOOTTIME. */
+uint64_t os_now(struct os *os);
+
+/* Fills `bytes` with `size` unpredictable bytes (getrandom). Cannot fail. */
+void os_random(struct os *os, void *bytes, size_t size);
+
+/* Opens `path`; *file is the caller's to os_close. `flags` are enum os_open_flags. */
+int os_open(struct os *os, const char *path, int flags, struct os_file **file);
+/* Closes; accepts NULL. Does not sync. */
+void os_close(struct os_file *file);
+/* Reads up to `size` bytes at `offset`; fewer only at the end of the file. Returns the count. */
+int64_t os_read(struct os_file *file, void *bytes, size_t size, uint64_t offset);
+/* Writes all of it or fails; after a failure any part may have been written. */
+int os_write(struct os_file *file, const void *bytes, size_t size, uint64_t offset);
+/* fdatasync. After a failure nothing unsynced in that file may be trusted again. */
+int os_sync(struct os_file *file);
+int os_truncate(struct os_file *file, uint64_t size);
+/* Makes the file `size` bytes long, its new part written with zeros and not merely reserved. */
+int os_allocate(struct os_file *file, uint64_t size);
+int os_size(struct os_file *file, uint64_t *size);
+/* Names. A name is durable only after os_sync_directory of the folder that holds it. */
+int os_rename(struct os *os, const char *from, const char *to);
+int os_remove(struct os *os, const char *path);
+int os_make_directory(struct os *os, const char *path); /* 0 if it is there already */
+int os_sync_directory(struct os *os, const char *path);
+/* Calls `each` for every name in a folder but . and .., until it returns non-zero (returned then). */
+int os_list(struct os *os, const char *path, int (*each)(void *ctx, const char *name), void *ctx);
+
+/* Threads: all signals are blocked in them, so that the application's handlers run on its own. */
+int os_thread_start(struct os *os, const char *name, void (*run)(void *arg), void *arg, struct os_thread **thread);
+/* Waits for its end and frees it. */
+void os_thread_join(struct os_thread *thread);
+
+/*
+** Waits are pthread mutexes and conditions; the condition is made by os_condition_init so that its
+** clock is the right one. os_condition_wait gives up the mutex while it waits, as
+** pthread_cond_timedwait, and returns 0 or -ETIMEDOUT once os_now() >= deadline. It may wake early.
+*/
+void os_condition_init(pthread_cond_t *condition);
+int os_condition_wait(struct os *os, pthread_cond_t *condition, pthread_mutex_t *mutex, uint64_t deadline);
+
+#endif

@@ -1,0 +1,88 @@
+/*
+** The log on disk: segments in a folder, one synced write per batch; and the entries that are in memory.
+**
+** Entries are appended in memory and flushed by whoever calls raft_store_flush: the committing
+** thread itself, or the node's log thread. All functions may be called from any thread; a mutex
+** inside guards the memory, another one makes flushes one at a time. No function holds the first
+** during disk I/O, so that append, truncate and get never wait for a disk.
+**
+** Format and the rules for torn and damaged batches: top of store.c.
+*/
+#ifndef BALSA_RAFT_IO_STORE_H
+#define BALSA_RAFT_IO_STORE_H
+
+#include "../../ext/os.h"
+#include "entry.h"
+
+#define RAFT_STORE_TEXT_MAX 640
+
+struct raft_store;
+
+struct raft_store_options {
+  uint32_t segment_bytes; /* default 16 MiB when 0; a batch larger than that gets a segment of its own */
+  size_t cache_bytes;     /* payload bytes kept in memory beyond those not yet durable; default 32 MiB when 0 */
+};
+
+/* What was found at start; `entries` is the caller's to free(). */
+struct raft_store_found {
+  uint64_t first_index, last_index; /* last = first-1: empty */
+  uint64_t prev_term;
+  struct raft_entry_meta *entries;
+  bool cut; /* a torn last batch was cut off: nobody was told of it */
+};
+
+/*
+** Opens or makes the log in `folder`. `incarnation` is checked against the segments' own. A torn
+** last batch is cut. Damage in an earlier batch (it was acknowledged) is refused: -EILSEQ, with
+** file and offset in `text` (RAFT_STORE_TEXT_MAX bytes). Other errors: negative errno, text too.
+*/
+int raft_store_open(struct os *os, const char *folder, const struct raft_uuid *incarnation,
+                    const struct raft_store_options *options, struct raft_store_found *found,
+                    struct raft_store **store, char *text);
+/* Does not flush. */
+void raft_store_close(struct raft_store *store);
+
+/*
+** Appends in memory; the entry's index must be last+1. Takes a reference of the payload. `persist`
+** is the core's number of the write it belongs to (raft_work.persist); a later flush reports it.
+** 0 or -ENOMEM.
+*/
+int raft_store_append(struct raft_store *store, const struct raft_entry *entry, uint64_t persist);
+/* Drops all entries >= from, in memory at once and on disk with the next flush, in order. */
+int raft_store_truncate(struct raft_store *store, uint64_t from, uint64_t persist);
+/* Nothing to write, but the number must be reported in its turn (hard state only). */
+void raft_store_mark(struct raft_store *store, uint64_t persist);
+
+/* Bytes appended and not yet durable: the caller slows writers down when there are many. */
+size_t raft_store_pending_bytes(struct raft_store *store);
+
+/*
+** Writes what is queued now as one batch and makes it durable; *persist gets the highest number that
+** is durable now (0: none). If another thread is flushing, waits for it and then flushes the rest,
+** if any is left. Negative errno: nothing of that batch is durable for certain, every later flush
+** fails likewise (a file whose sync failed is not trusted again), `raft_store_error` says it.
+** -ENOSPC before anything was written leaves the store usable: call again when there is room.
+*/
+int raft_store_flush(struct raft_store *store, uint64_t *persist);
+/* true: entries, truncations or marks wait for a flush. */
+bool raft_store_is_pending(struct raft_store *store);
+/* The sentence for the last error: file, offset, cause, way out. Copied, at most RAFT_STORE_TEXT_MAX. */
+void raft_store_error(struct raft_store *store, char *text);
+
+/*
+** Entries first … in memory: fills up to `n_max` entries and `bytes_max` payload bytes (at least one
+** entry), each with a reference for the caller. Returns how many, 0 if `first` is not in memory
+** (read it from disk then), negative errno.
+*/
+int64_t raft_store_get(struct raft_store *store, uint64_t first, size_t n_max, size_t bytes_max, struct raft_entry *entries);
+/* The same from disk if need be. Blocks. -ENOENT: not in the log. -EILSEQ: damaged, text by raft_store_error. */
+int64_t raft_store_read(struct raft_store *store, uint64_t first, size_t n_max, size_t bytes_max, struct raft_entry *entries);
+
+struct raft_store_status {
+  uint64_t first_index, last_index, durable_index;
+  uint64_t bytes;          /* of records on disk, without the zeros ahead */
+  uint64_t batches, synced_writes;
+};
+void raft_store_get_status(struct raft_store *store, struct raft_store_status *status);
+
+#endif

@@ -1,0 +1,95 @@
+/*
+** Messages between nodes over TCP: one transport per process, one loop thread (libuv), a listener
+** per listen address, nodes by id.
+**
+** Each node dials each of its peers and sends on the connection it dialled; it receives on those it
+** accepted. A connection opens with a Hello each way. What does not fit (another cluster, another
+** protocol, an unknown node, a removed one) gets a refusal with a sentence, and nothing else. Every
+** length that comes over the wire has a limit. Bytes pass a pair of filters (identity; TLS later).
+** Formats: top of wire.h / wire.c.
+**
+** Callbacks run on the loop thread and must not block. Lost connections are dialled again with a
+** back-off; what was queued then is dropped: Raft repeats.
+*/
+#ifndef BALSA_RAFT_IO_TRANSPORT_H
+#define BALSA_RAFT_IO_TRANSPORT_H
+
+#include "../../ext/os.h"
+#include "../forming.h"
+#include "entry.h"
+
+#define RAFT_PROTOCOL_LOWEST 1
+#define RAFT_PROTOCOL_HIGHEST 1
+#define RAFT_FRAME_MAX (24u << 20)     /* bytes of one frame, header included */
+#define RAFT_SEND_QUEUE_MAX (32u << 20) /* bytes queued for one peer; more is dropped */
+#define RAFT_TRANSPORT_TEXT_MAX 640
+
+struct raft_hello {
+  uint32_t protocol_lowest, protocol_highest;
+  uint64_t features;
+  struct raft_uuid cluster, database; /* none while forming */
+  uint64_t node;
+  struct raft_uuid incarnation;
+  uint32_t election_ms;
+  uint64_t peers_hash;
+  bool has_database;
+  uint32_t page_size, auto_vacuum;
+  char address[RAFT_ADDRESS_MAX]; /* where this node can be dialled */
+};
+
+struct raft_transport;      /* of the process */
+struct raft_transport_node; /* one database in it */
+
+struct raft_transport_methods {
+  /* Fills what this node says of itself, now. Any thread. */
+  void (*hello)(void *ctx, struct raft_hello *hello);
+  /*
+  ** A peer said Hello (on either kind of connection). true: talk to it. false: refuse, with the sentence in
+  ** text (RAFT_TRANSPORT_TEXT_MAX), which the peer gets to see too.
+  */
+  bool (*meet)(void *ctx, const struct raft_hello *hello, char *text);
+  /* We were refused by the peer that we dialled; `text` is its sentence. */
+  void (*refused)(void *ctx, uint64_t node, const char *text);
+  /*
+  ** A message. from and from_incarnation are those of the Hello. APPEND: entries[0 … message->n_entries)
+  ** with payloads; references stay the transport's, take your own.
+  */
+  void (*receive)(void *ctx, const struct raft_message *message, const struct raft_entry *entries);
+  /* raft_transport_wake was called, or the time of raft_transport_wake_at came. */
+  void (*wake)(void *ctx);
+};
+
+/* The process's transport, its loop thread running; counted. NULL without memory or threads. */
+struct raft_transport *raft_transport_get(struct os *os);
+void raft_transport_put(struct raft_transport *transport);
+
+/*
+** Joins a node to the loop. `listen` is host:port ([v6]:port), NULL for none; port 0 lets the system
+** choose (raft_transport_address tells). -EADDRINUSE etc. with a sentence in text. `node` calls
+** nothing back before this returns.
+*/
+int raft_transport_attach(struct raft_transport *transport, const struct raft_transport_methods *methods, void *ctx,
+                          const char *listen, struct raft_transport_node **node, char *text);
+/* After it returns no callback runs or will run. Not from a callback. Sends what is queued, for at most 100 ms. */
+void raft_transport_detach(struct raft_transport_node *node);
+/* host:port that the listener really has; "" if none. */
+const char *raft_transport_address(const struct raft_transport_node *node);
+
+/* Dial this peer from now on (address = NULL: stop). Any thread. */
+int raft_transport_set_peer(struct raft_transport_node *node, uint64_t id, const char *address);
+
+/*
+** Queues a message for a peer; entries are referenced, not copied. Any thread, never blocks: without
+** a connection, or with RAFT_SEND_QUEUE_MAX queued, it is dropped (returns false). Heartbeats,
+** votes and their results go before queued entries.
+*/
+bool raft_transport_send(struct raft_transport_node *node, const struct raft_message *message, const struct raft_entry *entries);
+
+/* Runs `wake` on the loop thread soon / once at os_now() >= time (the earliest asked for wins). Any thread. */
+void raft_transport_wake(struct raft_transport_node *node);
+void raft_transport_wake_at(struct raft_transport_node *node, uint64_t time);
+
+/* Connected and met, in both directions? For balsa_status. Any thread. */
+bool raft_transport_is_connected(struct raft_transport_node *node, uint64_t id);
+
+#endif

@@ -1,0 +1,337 @@
+/*
+** The Raft core: consensus as a state machine. Events go in, work comes out.
+**
+** It has no clock, no random source, no I/O, no threads and never blocks: whoever drives it (the
+** node in ext/, the simulator and the golden scripts in tests/) passes the time and a seed in, and
+** carries the work out: writes to disk, sends messages, applies what is committed. One thread at a
+** time may be in a core; the driver holds its mutex.
+**
+** The core holds no payloads. It knows of each entry its term, size and type; the driver keeps the
+** bytes (raft/io/store.h) and puts them into the messages that it sends. Configurations are the one
+** payload that the core reads.
+**
+** The driver's loop:
+**
+**     raft_receive(raft, now, message);        or raft_tick, raft_propose, raft_persisted, …
+**     while (raft_take_work(raft, &work)) { carry it out }
+**
+** Names and rules: "In Search of an Understandable Consensus Algorithm" (the paper) and Ongaro's
+** dissertation (the thesis); pre-vote is thesis 9.6, check-quorum and leases 6.4, ReadIndex 6.4.
+*/
+#ifndef BALSA_RAFT_H
+#define BALSA_RAFT_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define RAFT_UUID_SIZE 16
+#define RAFT_ADDRESS_MAX 272 /* host:port with its NUL; a DNS name has at most 253 bytes */
+#define RAFT_MEMBERS_MAX 15  /* voters and learners together */
+#define RAFT_TERM_MAX (UINT64_MAX - 1)
+#define RAFT_INFLIGHT_MAX 256 /* AppendEntries under way to one follower */
+
+/* A random 128-bit number: a cluster, a database, or an incarnation of a node. All zero: none. */
+struct raft_uuid {
+  uint8_t bytes[RAFT_UUID_SIZE];
+};
+
+/* Errors of the core. All are answers to the caller; none leaves the core changed. */
+enum raft_error {
+  RAFT_OK = 0,
+  RAFT_NOT_LEADER = -1, /* another node leads, nobody does, or it is another term by now */
+  RAFT_FULL = -2,       /* a named limit is reached: try again later */
+  RAFT_NO_MEMORY = -3,
+  RAFT_INVALID = -4,    /* what came from outside makes no sense (message, configuration) */
+  RAFT_FAILED = -5,     /* the core has stopped after a failed write (raft_persist_failed) */
+};
+
+/* A short English sentence for an error, static. */
+const char *raft_error_text(int error);
+
+enum raft_entry_type {
+  RAFT_ENTRY_NOOP = 1,          /* the start of a term (paper section 8) */
+  RAFT_ENTRY_CONFIGURATION = 2, /* raft_configuration_encode */
+  RAFT_ENTRY_DATA = 3,          /* a change set: vfs/change_set.h */
+};
+#define RAFT_ENTRY_MUST_UNDERSTAND 0x80 /* bit of the type: an unknown type with it stops apply */
+
+/* What the core knows of an entry. */
+struct raft_entry_meta {
+  uint64_t term;
+  uint32_t size; /* bytes of its payload */
+  uint8_t type;
+};
+
+/*
+** Membership, shaped for joint consensus (paper section 6): while a change is under way a member
+** may be a voter of the old set, of the new one, or of both. Static so far: all voters have NEW
+** set, OLD is nowhere set.
+*/
+enum raft_member_role {
+  RAFT_VOTER_NEW = 1,
+  RAFT_VOTER_OLD = 2,
+  RAFT_LEARNER = 4,
+};
+
+struct raft_member {
+  uint64_t id;                  /* 1 … 2^63-1 */
+  struct raft_uuid incarnation; /* votes and acknowledgements of any other do not count */
+  uint8_t roles;                /* bits of enum raft_member_role */
+  char address[RAFT_ADDRESS_MAX];
+};
+
+/* Settings that must be equal on all nodes; they travel with the configuration. */
+struct raft_settings {
+  uint32_t election_ms; /* leases depend on it */
+  uint32_t heartbeat_ms;
+  uint32_t page_size;   /* of the database: 512 … 65536 */
+  uint32_t auto_vacuum; /* 0 none, 1 full, 2 incremental */
+};
+
+struct raft_configuration {
+  struct raft_uuid cluster;
+  struct raft_uuid database;
+  struct raft_settings settings;
+  uint32_t n_members; /* 0: this node is in no cluster */
+  struct raft_member members[RAFT_MEMBERS_MAX]; /* by rising id */
+};
+
+/* Bytes that encode will write. */
+size_t raft_configuration_size(const struct raft_configuration *configuration);
+/* Format at the top of configuration.c. `bytes` has raft_configuration_size() room. */
+void raft_configuration_encode(const struct raft_configuration *configuration, uint8_t *bytes);
+/* RAFT_INVALID if it is not one: nothing in `bytes` is trusted. */
+int raft_configuration_decode(const uint8_t *bytes, size_t size, struct raft_configuration *configuration);
+/* The member with this id, or NULL. */
+const struct raft_member *raft_configuration_find(const struct raft_configuration *configuration, uint64_t id);
+
+enum raft_role { RAFT_FOLLOWER, RAFT_PRE_CANDIDATE, RAFT_CANDIDATE, RAFT_LEADER };
+
+enum raft_message_type {
+  RAFT_PRE_VOTE = 1,
+  RAFT_PRE_VOTE_RESULT = 2,
+  RAFT_VOTE = 3,
+  RAFT_VOTE_RESULT = 4,
+  RAFT_APPEND = 5,
+  RAFT_APPEND_RESULT = 6,
+  RAFT_HEARTBEAT = 7, /* never waits behind entries or for a disk */
+  RAFT_HEARTBEAT_RESULT = 8,
+  RAFT_READ_INDEX = 9, /* a follower asks the leader for a read index */
+  RAFT_READ_INDEX_RESULT = 10,
+};
+
+/*
+** A message. Fields that a type does not name are zero. `from` and `from_incarnation` of a received
+** message are what the transport has authenticated by its Hello, not what the peer wrote.
+**
+** APPEND: the core says which entries go along (index+1 … index+n_entries); the driver adds the
+** payloads when it encodes. In a received one `entries` points to n_entries metas, valid during
+** raft_receive; the driver hands the payloads of those that the core accepts to its store.
+*/
+struct raft_message {
+  uint8_t type;
+  bool reject; /* results: refused */
+  uint64_t from, to;
+  struct raft_uuid from_incarnation, to_incarnation;
+  uint64_t term;       /* of the sender; PRE_VOTE: the term it would campaign in */
+  uint64_t index;      /* APPEND: entry before the first; VOTE, PRE_VOTE: last entry of the log.
+                          APPEND_RESULT: highest entry known to match and durable; on reject: the
+                          refused `index`. READ_INDEX_RESULT: the index to wait for */
+  uint64_t log_term;   /* term of the entry at `index` */
+  uint64_t commit;     /* APPEND, HEARTBEAT: leader's commit index (HEARTBEAT: not beyond what the
+                          receiver is known to hold) */
+  uint64_t hint_index; /* APPEND_RESULT on reject: where the leader should go on from */
+  uint64_t hint_term;  /* term of the receiver's entry there, 0 if it has none */
+  uint64_t round;      /* HEARTBEAT, APPEND and their results: the leader's round, echoed, from
+                          which leases and read indexes count */
+  uint64_t context;    /* READ_INDEX and its result: the asker's own number */
+  uint32_t n_entries;
+  const struct raft_entry_meta *entries; /* received APPEND only */
+};
+
+struct raft_options {
+  uint64_t id;
+  struct raft_uuid incarnation;
+  uint64_t seed;            /* all of the core's randomness */
+  uint64_t election_ns;     /* time-outs are drawn from [election, 2*election) */
+  uint64_t heartbeat_ns;
+  uint32_t drift_permille;  /* bound on how much faster one clock may run than another (lease) */
+  uint32_t window_bytes;    /* unacknowledged payload bytes under way to one follower */
+  uint32_t batch_bytes;     /* most payload bytes in one APPEND; one entry may be larger */
+};
+
+/* What was durable when this process started. */
+struct raft_start {
+  uint64_t now;
+  uint64_t term;      /* hard state */
+  uint64_t voted_for; /* 0: nobody */
+  uint64_t first_index; /* of the log; 1 unless compacted */
+  uint64_t prev_term;   /* term of the entry at first_index-1 */
+  uint64_t last_index;  /* first_index-1 if empty */
+  const struct raft_entry_meta *entries; /* first_index … last_index; copied */
+  uint64_t commit_index; /* a durable lower bound; 0 if none */
+  const struct raft_configuration *configuration; /* the latest in log or snapshot; NULL if none */
+  uint64_t configuration_index;
+  const struct raft_term_start *terms; /* of the committed prefix before first_index; may be NULL */
+  size_t n_terms;
+  bool restarted; /* this incarnation ran before: it votes for nobody for one election time-out */
+};
+
+/* (term, first index of that term): the committed log in short, from which any fate is told. */
+struct raft_term_start {
+  uint64_t term;
+  uint64_t index;
+};
+
+struct raft;
+
+/* Makes a core. Nothing in options or start is kept by reference. RAFT_INVALID, RAFT_NO_MEMORY. */
+int raft_open(const struct raft_options *options, const struct raft_start *start, struct raft **raft);
+void raft_close(struct raft *raft);
+
+/* ---- Events in. `now` never runs backwards. ---- */
+
+/* Time has passed. Call it at least every heartbeat_ns / 2, or at raft_next_tick(). */
+void raft_tick(struct raft *raft, uint64_t now);
+/* When raft_tick has something to do next. */
+uint64_t raft_next_tick(const struct raft *raft);
+
+/* A message from a peer. Anything may be in it; what makes no sense is dropped. */
+void raft_receive(struct raft *raft, uint64_t now, const struct raft_message *message);
+
+/*
+** The leader of `term` appends an entry; *index is its place. The driver must put the payload into
+** its store under that index before it takes the work. RAFT_NOT_LEADER if this node does not lead
+** in exactly this term; RAFT_FULL; RAFT_FAILED.
+*/
+int raft_propose(struct raft *raft, uint64_t now, uint64_t term, uint8_t type, uint32_t size, uint64_t *index);
+
+/*
+** Everything up to the persist work with this number is durable. Numbers are reported in rising
+** order; reporting one reports all before it. An entry that was truncated after its work was given
+** out does not count, even if an equal one was appended again (the ABA case).
+*/
+void raft_persisted(struct raft *raft, uint64_t now, uint64_t persist);
+
+/*
+** A write or sync failed: the log can't be trusted to grow. The core stops for good: leads no more,
+** votes no more, acknowledges nothing; it says so in the work (role follower).
+*/
+void raft_persist_failed(struct raft *raft, uint64_t now);
+
+enum raft_read_level {
+  RAFT_READ_LEASE = 1,    /* the leader's lease if it holds, else as READ_INDEX */
+  RAFT_READ_QUORUM = 2,   /* always a round to a majority (ReadIndex) */
+};
+
+/*
+** A linearizable read. The answer comes as work (reads[]) with the same context: the index that
+** must be applied before the read. On a follower the leader is asked. Answers RAFT_NOT_LEADER in the
+** work when no leader is known or leadership ended: the caller asks again until its own deadline.
+** A lost message is not repeated: the caller asks again with a fresh context.
+*/
+int raft_read(struct raft *raft, uint64_t now, uint64_t context, enum raft_read_level level);
+
+/* false: this node cannot apply (a doomed transaction is open), so it does not campaign. */
+void raft_set_electable(struct raft *raft, uint64_t now, bool electable);
+
+/*
+** Cluster formation (see forming.h for when): a fresh core (no configuration, empty log) gets entry 1. The driver stores its
+** payload (the encoded configuration) under index 1 and, for a database that exists already, the
+** entries 2 … of its first state, all of term 1, by raft_bootstrap_entry, before it takes the work.
+** Leaves current_term = 1. A cluster of one then leads at once. RAFT_INVALID if it is not fresh.
+*/
+int raft_bootstrap(struct raft *raft, uint64_t now, const struct raft_configuration *configuration);
+/* One more entry of term 1 behind it. Only between raft_bootstrap and the first raft_take_work. */
+int raft_bootstrap_entry(struct raft *raft, uint8_t type, uint32_t size, uint64_t *index);
+
+/* ---- Work out ---- */
+
+struct raft_outgoing {
+  struct raft_message message; /* APPEND: without payloads, entries = NULL */
+  uint64_t after; /* send only when this persist number is durable; 0: at once. A message that has
+                     to wait is dropped, not sent, if the write fails */
+};
+
+struct raft_read_answer {
+  uint64_t context;
+  uint64_t index; /* read when this is applied */
+  int error;      /* RAFT_OK or RAFT_NOT_LEADER */
+};
+
+/*
+** One parcel of work. Carry it out in the order of its fields. Pointers are valid until the next
+** call into the core.
+**
+** Persisting: if `persist` is not 0 the driver makes durable, in this order: removal of all entries
+** >= truncate_from (if not 0); the entries append_first … append_last (if append_first is not 0)
+** whose payloads came with the event just handled; and, if hard_state is set, (term, voted_for).
+** Hard state must not become durable before the entries of earlier numbers do; it may reach the
+** disk by another file. Then it reports raft_persisted(persist). It may batch.
+*/
+struct raft_work {
+  uint64_t persist; /* number of this write, rising by one; 0: nothing to write */
+  uint64_t truncate_from;
+  uint64_t append_first, append_last;
+  /* raft_receive of an APPEND: entries of the message from here on were accepted: append_first */
+  bool noop;               /* append_last is the leader's no-op of its new term, with no payload */
+  bool hard_state;
+  uint64_t term, voted_for; /* valid always */
+
+  const struct raft_outgoing *messages;
+  size_t n_messages;
+
+  bool role_changed; /* role, leader or term differ from the last parcel. While `role` was LEADER and
+                        a parcel says another role or another term, that leadership is over */
+  enum raft_role role;
+  uint64_t leader; /* 0: unknown */
+
+  uint64_t commit_index;   /* valid always */
+  const struct raft_read_answer *reads;
+  size_t n_reads;
+  bool configuration_changed; /* raft_configuration() has a new value (append or truncation) */
+};
+
+/* false: nothing to do. Call until false after every event. */
+bool raft_take_work(struct raft *raft, struct raft_work *work);
+
+/* ---- Looking in ---- */
+
+enum raft_fate { RAFT_FATE_PENDING, RAFT_FATE_COMMITTED, RAFT_FATE_LOST };
+
+/*
+** What became of the entry proposed as (term, index): committed once commit_index >= index and the
+** entry there is of its term; lost only once an entry of another term is committed at its index.
+** An answer other than pending is true for ever, on every node, after any number of crashes.
+*/
+enum raft_fate raft_fate(const struct raft *raft, uint64_t term, uint64_t index);
+
+struct raft_status {
+  enum raft_role role;
+  uint64_t term, voted_for, leader;
+  uint64_t first_index, last_index, durable_index, commit_index;
+  uint64_t term_index;   /* leader: index of its no-op; it may be read and written when committed */
+  uint64_t lease_until;  /* leader: 0 if none */
+  bool failed;
+};
+void raft_get_status(const struct raft *raft, struct raft_status *status);
+
+struct raft_member_status {
+  uint64_t id;
+  uint64_t match_index, next_index;
+  uint64_t last_contact; /* time of its last message; 0 never */
+};
+/* Leader: progress of each member, in the order of the configuration. Returns how many. */
+size_t raft_get_members(const struct raft *raft, struct raft_member_status *members, size_t n_max);
+
+/* The configuration in force: the latest in the log, committed or not (paper section 6). */
+const struct raft_configuration *raft_get_configuration(const struct raft *raft, uint64_t *index);
+
+/* Term of the entry at `index`; 0 if the log does not reach there or it is compacted away. */
+uint64_t raft_term_at(const struct raft *raft, uint64_t index);
+
+/* The committed log's (term, first index) pairs, for state files and snapshots. */
+size_t raft_get_terms(const struct raft *raft, const struct raft_term_start **terms);
+
+#endif

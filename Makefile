@@ -1,0 +1,226 @@
+# Balsa: SQLite, replicated with Raft, from inside SQLite.
+#
+#   make                    build/balsa.so (for .load), build/libbalsa.a, build/libbalsa.so
+#   make demo               three nodes, a real data set, a killed leader: watch it work
+#   make test               everything that is checked before a change goes in
+#   make soak               the same for hours: more seeds, more rounds (SOAK=4 is four times as much)
+#   make lint               clang-format, clang-tidy, cppcheck
+#   make install PREFIX=…   balsa.so, the libraries, balsa.h, balsa.pc
+#   make deps               the Debian packages that are missing
+#
+# Parts of `make test`, each also alone:
+#   make layers  make unit  make trace  make sim SEED=7 (or SEEDS=1..100)  make mutants
+#   make asan  make tsan  make cluster
+# One unit test:         make unit TESTS=test_slot_file
+#
+# Options: CC=gcc|clang  WERROR=1  ASAN=1 (address + undefined)  TSAN=1  BUILD=folder
+# Every variant has a folder of its own below $(BUILD); flags that change rebuild what they touch.
+
+.SUFFIXES:
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules
+SHELL := /bin/sh
+
+VERSION := 0.1.0
+SONAME_VERSION := 0
+
+ifeq ($(origin CC),default)
+CC := gcc
+endif
+AR ?= ar
+NM ?= nm
+BUILD ?= build
+PREFIX ?= /usr/local
+LIBDIR ?= $(PREFIX)/lib
+INCLUDEDIR ?= $(PREFIX)/include
+JOBS ?= $(shell nproc 2>/dev/null || echo 2)
+
+# ---- Variants ----
+
+OUT := $(BUILD)
+SANITIZE :=
+ifneq ($(ASAN),)
+OUT := $(BUILD)/asan
+SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
+endif
+ifneq ($(TSAN),)
+OUT := $(BUILD)/tsan
+SANITIZE := -fsanitize=thread -fno-omit-frame-pointer
+endif
+
+# ---- Flags ----
+
+WARNINGS := -Wall -Wextra -Wshadow -Wconversion -Wstrict-prototypes -Wmissing-prototypes \
+  -Wold-style-definition -Wpointer-arith -Wwrite-strings -Wvla -Wimplicit-fallthrough -Wformat=2
+ifneq ($(WERROR),)
+WARNINGS += -Werror
+endif
+OPTIMIZE ?= -O2 -g
+# Assertions stay on: never NDEBUG.
+BALSA_CFLAGS := -std=gnu11 -D_GNU_SOURCE -DBALSA_VERSION_TEXT='"$(VERSION)"' -fPIC -fvisibility=hidden -pthread \
+  $(OPTIMIZE) $(WARNINGS) $(SANITIZE) $(CFLAGS)
+CORE_CFLAGS := $(BALSA_CFLAGS) -DSQLITE_CORE
+TEST_CFLAGS := $(CORE_CFLAGS) -I.
+BALSA_LDFLAGS := -pthread $(SANITIZE) $(LDFLAGS)
+LIBS := -luv -llz4 -lxxhash
+SQLITE_LIBS ?= -lsqlite3
+# What is not ours must be named at link time: balsa.so reaches SQLite through the pointer it was
+# given and nothing else. Sanitizers leave their own symbols open.
+ifeq ($(SANITIZE),)
+DEFS := -Wl,-z,defs
+endif
+SHARED := -shared $(DEFS) -Wl,--as-needed -Wl,--exclude-libs,ALL
+
+# ---- Sources ----
+
+SOURCES := $(sort $(wildcard raft/*.c raft/io/*.c vfs/*.c snapshot/*.c ext/*.c))
+RAFT_SOURCES := $(sort $(wildcard raft/*.c))
+EXT_OBJECTS := $(SOURCES:%.c=$(OUT)/ext-objects/%.o)
+CORE_OBJECTS := $(SOURCES:%.c=$(OUT)/core-objects/%.o)
+FAULT_OBJECTS := $(patsubst %.c,$(OUT)/test-objects/%.o,$(sort $(wildcard tests/fault/*.c)))
+TRACE_OBJECTS := $(patsubst %.c,$(OUT)/test-objects/%.o,$(sort $(wildcard tests/trace/*.c)))
+SIM_OBJECTS := $(patsubst %.c,$(OUT)/test-objects/%.o,$(sort $(wildcard tests/sim/*.c)))
+UNIT_TESTS := $(patsubst tests/unit/%.c,%,$(sort $(wildcard tests/unit/test_*.c)))
+UNIT_HELPERS := $(patsubst %.c,$(OUT)/test-objects/%.o,\
+  $(filter-out tests/unit/test_%.c,$(sort $(wildcard tests/unit/*.c))))
+BENCHES := $(patsubst bench/%.c,%,$(sort $(wildcard bench/*.c)))
+
+# Known-bad variants of the core, each of which the simulation must catch.
+MUTANTS := COMMIT_OLD_TERM VOTE_WITHOUT_PERSIST ACK_BEFORE_SYNC LOST_AT_TRUNCATION PRE_VOTE_NO_TERM_CHECK \
+  LEASE_WITHOUT_CHECK_QUORUM LEASE_FROM_ANSWER RESTART_VOTES_IN_LEASE WIPED_VOTER_VOTES
+
+ifeq ($(V),)
+Q := @
+say = @printf '  %-8s %s\n' $(1) $(2)
+else
+say = @:
+endif
+
+.PHONY: all
+all: $(OUT)/balsa.so $(OUT)/libbalsa.a $(OUT)/libbalsa.so
+
+# A change of compiler or flags rebuilds.
+FLAGS_NOW := $(CC) $(CORE_CFLAGS) $(BALSA_LDFLAGS)
+$(OUT)/flags: FORCE
+	@mkdir -p $(@D)
+	@printf '%s\n' '$(subst ','\'',$(FLAGS_NOW))' | cmp -s - $@ || printf '%s\n' '$(subst ','\'',$(FLAGS_NOW))' > $@
+.PHONY: FORCE
+FORCE:
+
+$(OUT)/ext-objects/%.o: %.c $(OUT)/flags
+	$(call say,CC,$<)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(BALSA_CFLAGS) -MMD -MP -c -o $@ $<
+
+$(OUT)/core-objects/%.o: %.c $(OUT)/flags
+	$(call say,CC,"$< (core)")
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(CORE_CFLAGS) -MMD -MP -c -o $@ $<
+
+$(OUT)/test-objects/%.o: %.c $(OUT)/flags
+	$(call say,CC,$<)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(TEST_CFLAGS) -MMD -MP -c -o $@ $<
+
+# nodelete: the node's threads outlive the connection that loaded us.
+$(OUT)/balsa.so: $(EXT_OBJECTS)
+	$(call say,LD,$@)
+	$(Q)$(CC) $(BALSA_LDFLAGS) $(SHARED) -Wl,-z,nodelete -o $@ $(EXT_OBJECTS) $(LIBS)
+
+$(OUT)/libbalsa.so: $(CORE_OBJECTS)
+	$(call say,LD,$@)
+	$(Q)$(CC) $(BALSA_LDFLAGS) $(SHARED) -Wl,-soname,libbalsa.so.$(SONAME_VERSION) -o $@ $(CORE_OBJECTS) $(LIBS) $(SQLITE_LIBS)
+	@ln -sf libbalsa.so $(OUT)/libbalsa.so.$(SONAME_VERSION)
+
+$(OUT)/libbalsa.a: $(CORE_OBJECTS)
+	$(call say,AR,$@)
+	@rm -f $@
+	$(Q)$(AR) rcs $@ $(CORE_OBJECTS)
+
+# ---- Test programs ----
+
+# The archive comes last, so a program links what it uses and may bring parts of its own.
+TEST_LINK = $(CC) $(BALSA_LDFLAGS) -o $@ $(filter %.o,$^) $(filter %.a,$^) $(LIBS) $(SQLITE_LIBS)
+
+$(OUT)/tests/unit/%: $(OUT)/test-objects/tests/unit/%.o $(UNIT_HELPERS) $(FAULT_OBJECTS) $(OUT)/libbalsa.a
+	$(call say,LD,$@)
+	@mkdir -p $(@D)
+	$(Q)$(TEST_LINK) -lcmocka
+
+$(OUT)/tests/trace: $(TRACE_OBJECTS) $(FAULT_OBJECTS) $(OUT)/libbalsa.a
+	$(call say,LD,$@)
+	@mkdir -p $(@D)
+	$(Q)$(TEST_LINK) -lcmocka
+
+$(OUT)/tests/sim: $(SIM_OBJECTS) $(FAULT_OBJECTS) $(OUT)/libbalsa.a
+	$(call say,LD,$@)
+	@mkdir -p $(@D)
+	$(Q)$(TEST_LINK)
+
+define MUTANT
+$(OUT)/mutant-objects/$(1)/%.o: %.c $(OUT)/flags
+	@mkdir -p $$(@D)
+	$(Q)$(CC) $(CORE_CFLAGS) -DRAFT_MUTANT_$(1) -MMD -MP -c -o $$@ $$<
+$(OUT)/tests/sim-$(1): $(RAFT_SOURCES:%.c=$(OUT)/mutant-objects/$(1)/%.o) $(SIM_OBJECTS) $(FAULT_OBJECTS) $(OUT)/libbalsa.a
+	$(call say,LD,$$@)
+	@mkdir -p $$(@D)
+	$(Q)$$(TEST_LINK)
+endef
+$(foreach mutant,$(MUTANTS),$(eval $(call MUTANT,$(mutant))))
+MUTANT_PROGRAMS := $(MUTANTS:%=$(OUT)/tests/sim-%)
+
+.SECONDARY:
+
+# ---- Running tests ----
+#
+# tests/run.sh runs one program, counts what passed and failed, and adds it to $(RESULTS). A part
+# asked for alone sums up by itself; within `make test` the end does it.
+
+RESULTS ?= $(OUT)/results-$(firstword $(MAKECMDGOALS))
+RUN := RESULTS=$(RESULTS) VARIANT=$(if $(ASAN),asan,$(if $(TSAN),tsan)) sh tests/run.sh
+SUM := $(if $(WITHIN),true,sh tests/run.sh --sum $(RESULTS))
+BEGIN := $(if $(WITHIN),true,mkdir -p $(OUT) && rm -f $(RESULTS))
+
+SEED ?=
+SEEDS ?= 1..200
+MUTANT_SEEDS ?= 1..2000
+TRACES ?= $(sort $(wildcard tests/trace/*.txt))
+TESTS ?= $(UNIT_TESTS)
+
+.PHONY: unit trace sim mutants layers unit-run
+unit: $(TESTS:%=$(OUT)/tests/unit/%) $(if $(TRACE_OBJECTS),$(OUT)/tests/trace)
+	@$(BEGIN)
+	@status=0; \
+	for test in $(TESTS); do $(RUN) $$test $(OUT)/tests/unit/$$test || status=1; done; \
+	$(if $(TRACE_OBJECTS),$(if $(filter command line,$(origin TESTS)),:,$(RUN) trace $(OUT)/tests/trace $(TRACES) || status=1);) \
+	$(SUM) && exit $$status
+
+trace: $(if $(TRACE_OBJECTS),$(OUT)/tests/trace)
+	@$(BEGIN)
+	@$(if $(TRACE_OBJECTS),$(RUN) trace $(OUT)/tests/trace $(TRACES),echo 'tests/trace is empty')
+	@$(SUM)
+
+sim: $(if $(SIM_OBJECTS),$(OUT)/tests/sim)
+	@$(BEGIN)
+	@$(if $(SIM_OBJECTS),$(RUN) $(if $(SEED),--show) sim $(OUT)/tests/sim $(if $(SEED),--seed $(SEED),--seeds $(SEEDS)),echo 'tests/sim is empty')
+	@$(SUM)
+
+# A mutant passes its test when the simulation fails.
+mutants: $(if $(SIM_OBJECTS),$(MUTANT_PROGRAMS))
+	@$(BEGIN)
+	@status=0; $(if $(SIM_OBJECTS),for mutant in $(MUTANTS); do \
+	  $(RUN) --must-fail mutant-$$mutant $(OUT)/tests/sim-$$mutant --seeds $(MUTANT_SEEDS) || status=1; done;) \
+	$(SUM) && exit $$status
+
+layers: $(CORE_OBJECTS)
+	@$(BEGIN)
+	@$(RUN) layers sh tests/layers.sh $(NM) $(OUT)/core-objects
+	@$(SUM)
+
+# ---- Housekeeping ----
+
+.PHONY: clean
+clean:
+	rm -rf $(BUILD)
+
+-include $(shell [ -d $(OUT) ] && find $(OUT) -name '*.d' 2>/dev/null)

@@ -1,0 +1,44 @@
+/*
+** Who owns a database: one process, by locks that live as long as the node (design section 5, "Ownership").
+**
+** All are OFD locks (F_OFD_SETLK) on descriptors of our own, which are never closed while the node
+** lives: closing any descriptor of a file drops this process's POSIX locks on it, SQLite's among them.
+** A forked child closes them (pthread_atfork), else it would keep the node's locks alive.
+*/
+#ifndef BALSA_VFS_OWNERSHIP_H
+#define BALSA_VFS_OWNERSHIP_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#define VFS_OWNERSHIP_TEXT_MAX 640
+
+struct vfs_ownership;
+
+/*
+** Takes <folder>/lock (made if missing). *out is the caller's. Errors, with a sentence in `text`:
+** -EBUSY another process owns it (its pid is in the file and named); -ENOTSUP the file system has no OFD locks;
+** -EMLINK the database has hard links; other negative errno.
+*/
+int vfs_ownership_take(const char *database_path, const char *folder, struct vfs_ownership **out, char *text);
+
+/*
+** The database file is there now (made if it must be). Takes the EXCLUSIVE range (as SQLite's PENDING, RESERVED
+** and SHARED bytes), without waiting. true in *alone: no other process has it open, -wal and -shm may be removed. Otherwise takes what
+** the design says beside a plain process: shm bytes 120–127 exclusively, waiting until `deadline_ms` for its read
+** transactions; -EBUSY with the reader's pid (F_OFD_GETLK) in `text` after that.
+*/
+int vfs_ownership_lock_files(struct vfs_ownership *ownership, uint32_t deadline_ms, bool *alone, char *text);
+
+/* The -shm exists (mapped by the base VFS): takes what is kept: shm bytes 120, 121 and SHARED on 128, then SHARED on
+** the database, without a gap. */
+int vfs_ownership_settle(struct vfs_ownership *ownership, char *text);
+
+/* Gives everything up and frees it. */
+void vfs_ownership_release(struct vfs_ownership *ownership);
+
+/* device and inode of the database file: two paths to one file are one node. */
+void vfs_ownership_identity(const struct vfs_ownership *ownership, dev_t *device, ino_t *inode);
+
+#endif

@@ -1,0 +1,197 @@
+/*
+** The seam between the SQLite VFS and the node.
+**
+** vfs/ captures what a transaction wrote, gates reads, applies what others committed, checkpoints and
+** redoes. It does not know Raft: an epoch is the right to write (the node's term), an index is a
+** place in a log that somebody replicates. All that crosses the seam are values, so that it can
+** later cross a socket.
+**
+** Locks, in order: the write ticket (ticket.h) → the node's mutex → the database's mutex (inside vfs/).
+** vfs/ never calls a method of the node with the database's mutex held; the node may call what is
+** marked [any] below with its own mutex held, and nothing else.
+**
+** Errors: 0, or a code of enum vfs_error; functions with `text` (VFS_TEXT_MAX bytes) write a sentence.
+*/
+#ifndef BALSA_VFS_VFS_H
+#define BALSA_VFS_VFS_H
+
+#include "../ext/os.h"
+#include "change_set.h"
+#include "sqlite.h"
+
+#define VFS_TEXT_MAX 768
+#define VFS_NAME "balsa"
+
+enum vfs_error {
+  VFS_OK = 0,
+  VFS_NOT_HERE = -1,  /* another node may write: SQLITE_READONLY */
+  VFS_NOBODY = -2,    /* nobody may, until the deadline: SQLITE_BUSY */
+  VFS_STOPPED = -3,   /* the node has stopped */
+  VFS_NO_MEMORY = -4,
+  VFS_NO_SPACE = -5,  /* a disk is full; try again when there is room */
+  VFS_IO = -6,        /* a disk failed */
+  VFS_DIFFERS = -7,   /* the checksum after apply is not the log's: this replica is wrong */
+  VFS_DAMAGED = -8,   /* a change set or a file makes no sense */
+  VFS_BUSY = -9,      /* somebody holds what is needed; try again */
+  VFS_TOO_LARGE = -10,
+};
+
+/*
+** Extended result codes of our own, of class SQLITE_IOERR, so that the pager drops its cache and no
+** driver retries by itself. Public names in ext/balsa.h.
+*/
+#define VFS_SQLITE_UNKNOWN (SQLITE_IOERR | (0xB1 << 8)) /* outcome unknown; ask balsa_outcome() */
+#define VFS_SQLITE_LOST (SQLITE_IOERR | (0xB2 << 8))    /* lost for certain, while other statements run */
+
+enum vfs_fate { VFS_FATE_COMMITTED, VFS_FATE_LOST, VFS_FATE_UNKNOWN };
+
+/* What became of a transaction is asked by this. index 0: none. */
+struct vfs_token {
+  uint64_t epoch, index;
+};
+
+/* An entry of the log as vfs/ sees it. */
+struct vfs_log_entry {
+  uint64_t epoch, index;
+  bool is_change_set; /* else a no-op or configuration: it only moves the applied index */
+  struct vfs_change_set set;
+  void *hold; /* the node's */
+};
+
+/* What the node does for vfs/. Called without the database's mutex, from any thread. */
+struct vfs_node_methods {
+  /* May this node write? Waits until `deadline` for an answer when nobody leads. *epoch for propose. */
+  int (*acquire)(void *node, uint64_t deadline, uint64_t *epoch);
+  void (*release)(void *node, uint64_t epoch);
+  /*
+  ** Appends a change set to the log and sends it off; returns at once with its index (it may wait for
+  ** memory, at most until `deadline`). set->previous is what it is based on. VFS_NOT_HERE: the epoch is over.
+  */
+  int (*propose)(void *node, uint64_t epoch, const struct vfs_change_set *set, uint64_t deadline, uint64_t *index);
+  /* Until its fate is known or `deadline`. The calling thread may carry out the log's write itself. */
+  enum vfs_fate (*wait)(void *node, struct vfs_token token, uint64_t deadline);
+  /* Reads begun after it returns see what was committed before it was called (design section 10). */
+  int (*barrier)(void *node, int level, uint64_t deadline);
+  /* Until the local log is durable through `index`: VFS_OK, VFS_BUSY at the deadline, VFS_IO. */
+  int (*wait_durable)(void *node, uint64_t index, uint64_t deadline);
+  /* The committed entry at `index`, from memory or disk. VFS_DAMAGED with a sentence in text. */
+  int (*read_log)(void *node, uint64_t index, struct vfs_log_entry *entry, char *text);
+  void (*release_log)(void *node, struct vfs_log_entry *entry);
+  /* The WAL has passed the bound: call vfs_checkpoint soon, on a thread of the node. */
+  void (*want_checkpoint)(void *node);
+};
+
+struct vfs_database;
+
+struct vfs_database_options {
+  struct os *os;
+  sqlite3_vfs *base;    /* the real file system's */
+  const char *path;     /* absolute */
+  const char *folder;   /* app.db-balsa, exists */
+  const struct vfs_node_methods *methods;
+  void *node;
+  uint32_t commit_timeout_ms;
+  uint32_t checkpoint_frames; /* want_checkpoint beyond this many; 0: 1000 */
+};
+
+/* What lay there at open. */
+struct vfs_found {
+  bool has_content;     /* the file has at least one page */
+  bool has_marks;       /* it belongs to a log: `checkpointed` and `begun` count */
+  uint32_t page_size, pages, auto_vacuum; /* of the file, if has_content */
+  uint64_t checkpointed; /* the file was exactly this state */
+  uint64_t begun;        /* a checkpoint to here may have been under way; these entries are committed */
+};
+
+/* ---- The life of a database, on the thread that starts the node ---- */
+
+/* Takes ownership of the files (VFS_BUSY: another process has them, named in text) and looks at them. */
+int vfs_database_open(const struct vfs_database_options *options, struct vfs_database **database, struct vfs_found *found, char *text);
+/*
+** An existing plain database: recovers its own -wal or -journal, brings it into WAL mode, checkpoints. Then `each`
+** gets its whole content as a transaction in parts (full images, previous = 0 in the first; the caller sets `previous` of the
+** others), the first state of a cluster. Before vfs_database_start.
+*/
+int vfs_database_adopt(struct vfs_database *database, struct vfs_found *found, char *text);
+int vfs_database_export(struct vfs_database *database, int (*each)(void *ctx, const struct vfs_change_set *set), void *ctx, char *text);
+/* The adopted file is the state at `index`: a durable mark. */
+int vfs_database_mark(struct vfs_database *database, uint64_t index, char *text);
+/*
+** Page 1 of a new, empty database, equal on every node; durable. For a file without content. May come after start
+** and with connections open (until then they see an empty database and cannot write).
+*/
+int vfs_database_create(struct vfs_database *database, uint32_t page_size, uint32_t auto_vacuum, char *text);
+/*
+** Redo: brings the file to the state at `commit_index` (>= found.begun; entries come from read_log), throws WAL
+** and wal-index away or resets them, verifies or rebuilds the file if it was changed from outside. Then
+** connections may use it. *applied = commit_index. For a file without content and commit_index 0: only opens.
+** `settings` page size and auto_vacuum are needed to rebuild from nothing; 0 if unknown.
+*/
+int vfs_database_start(struct vfs_database *database, uint64_t commit_index, uint32_t page_size, uint32_t auto_vacuum, uint64_t *applied, char *text);
+/* Connections get errors from now on; open write transactions are doomed. Checkpoints if it can within `deadline`. */
+void vfs_database_stop(struct vfs_database *database, uint64_t deadline);
+/* After stop, when no connection is left (xClose of the last one reports by vfs_host.detach). Releases the files. */
+void vfs_database_close(struct vfs_database *database);
+
+/* ---- From the node while it runs ---- */
+
+/* [any] Own entries (proposed in the live epoch) are committed through `index`. */
+void vfs_committed(struct vfs_database *database, uint64_t index);
+/* [any] The right to write is over: wakes who waits for the ticket, dooms open write transactions. */
+void vfs_epoch_lost(struct vfs_database *database);
+/* [any] The right to write may have come or gone elsewhere: who waits for it asks again. */
+void vfs_epoch_changed(struct vfs_database *database);
+/*
+** After vfs_epoch_lost, on the apply thread: waits until no write transaction is open, then takes back what is
+** not committed through `commit_index`. Afterwards the database is exactly the state at `commit_index`, and only apply
+** may change it until the node grants an epoch again. `cancelled` is asked while it waits (VFS_STOPPED).
+*/
+int vfs_compensate(struct vfs_database *database, uint64_t commit_index, bool (*cancelled)(void *node));
+/* The next committed entry (and locally durable), in order, on the apply thread. text as for all. */
+int vfs_apply(struct vfs_database *database, const struct vfs_log_entry *entry, char *text);
+/* On a thread of its own or the apply thread. VFS_BUSY: a reader or writer was in the way, try again later. */
+int vfs_checkpoint(struct vfs_database *database, char *text);
+
+struct vfs_status {
+  uint32_t page_size, pages;
+  uint32_t wal_frames;     /* frames in the WAL that are not in the database file */
+  uint64_t checksum;       /* of the committed state */
+  uint64_t index;          /* last change set in that state */
+  uint64_t checkpointed;
+  bool serves_reads;
+  char blocked[VFS_TEXT_MAX]; /* who keeps apply or checkpoint from going on; "" nobody */
+};
+void vfs_get_status(struct vfs_database *database, struct vfs_status *status); /* [any] */
+void *vfs_database_node(struct vfs_database *database);
+
+/* ---- SQLite's side ---- */
+
+/* Who opens databases: ext/. */
+struct vfs_host {
+  /*
+  ** A connection opens a main database file through vfs=balsa. `filename` is SQLite's (URI parameters by
+  ** sqlite3_uri_parameter). Starts the node if this is the first. SQLite error code; text gets the sentence.
+  */
+  int (*attach)(const char *filename, int flags, struct vfs_database **database, char *text);
+  /* The connection is closed. */
+  void (*detach)(struct vfs_database *database);
+};
+/* Registers the VFS "balsa" over the default one; not as default. SQLite error code. Once per process. */
+int vfs_register(const struct vfs_host *host);
+
+/* One open main database file of one SQLite connection. Used on the connection's own thread. */
+struct vfs_connection;
+/* The connection's Balsa database called `schema` ("main"), or NULL: the first one attached. NULL: it has none. */
+struct vfs_connection *vfs_connection_find(sqlite3 *db, const char *schema);
+struct vfs_database *vfs_connection_database(struct vfs_connection *connection);
+/* Of its last COMMIT, known or not. index 0: none yet. */
+struct vfs_token vfs_connection_last_commit(struct vfs_connection *connection);
+/* The sentence for its last error; "" none. */
+const char *vfs_connection_error(struct vfs_connection *connection);
+/* Does it hold the write ticket (an open write transaction)? Then what waits for commits must refuse. */
+bool vfs_connection_is_writing(struct vfs_connection *connection);
+uint32_t vfs_connection_timeout_ms(struct vfs_connection *connection); /* PRAGMA balsa_timeout */
+/* Why the last sqlite3_open on this thread failed in attach; "" if it did not. */
+const char *vfs_open_error(void);
+
+#endif

@@ -1,0 +1,122 @@
+/*
+** SQLite's WAL and wal-index formats, as Balsa reads and writes them beside SQLite itself: to capture
+** what a transaction wrote, to append replicated transactions, to checkpoint and to reset.
+** The formats and who may touch which field: top of wal.c (source: SQLite's src/wal.c).
+**
+** A struct vfs_wal is used under the rules of vfs.c: appending, publishing and resetting only by who
+** holds WRITE; lookups by anybody who knows that no reset can happen meanwhile. The wal-index is shared
+** memory that other processes map too: every access to a field that others may write is atomic or
+** volatile as in SQLite, with the barriers where SQLite has them.
+*/
+#ifndef BALSA_VFS_WAL_H
+#define BALSA_VFS_WAL_H
+
+#include <stdbool.h>
+
+#include "sqlite.h"
+#include <stdint.h>
+
+#define VFS_WAL_HEADER_SIZE 32
+#define VFS_WAL_FRAME_HEADER_SIZE 24
+#define VFS_WAL_REGION_SIZE 32768
+#define VFS_WAL_REGIONS_MAX 65536
+#define VFS_WAL_READERS 5           /* read marks; 0 means "the database file alone" */
+#define VFS_WAL_LOCK_WRITE 0
+#define VFS_WAL_LOCK_CHECKPOINT 1
+#define VFS_WAL_LOCK_RECOVER 2
+#define VFS_WAL_LOCK_READ(i) (3 + (i))
+#define VFS_WAL_READ_MARK_NOT_USED 0xffffffffu
+
+/* WalIndexHdr of SQLite, as it lies in the shared memory (native byte order). */
+struct vfs_wal_header {
+  uint32_t version; /* 3007000 */
+  uint32_t unused;
+  uint32_t change;     /* rises with every transaction */
+  uint8_t is_init;
+  uint8_t big_endian_checksum;
+  uint16_t page_size;  /* 1 means 65536 */
+  uint32_t max_frame;  /* mxFrame */
+  uint32_t pages;      /* nPage: size of the database */
+  uint32_t frame_checksum[2];
+  uint32_t salt[2];    /* as in the WAL's header: big-endian bytes */
+  uint32_t checksum[2];
+};
+_Static_assert(sizeof(struct vfs_wal_header) == 48, "WalIndexHdr");
+
+struct vfs_wal; /* of one database in this process */
+
+/*
+** `database` and `wal` are open files of the base VFS (kept, not owned): the database's for xShmMap,
+** xShmLock, xShmBarrier and its pages, the WAL's for frames. Maps region 0. SQLite error code.
+*/
+int vfs_wal_open(sqlite3_file *database, sqlite3_file *wal, uint32_t page_size, struct vfs_wal **out);
+void vfs_wal_close(struct vfs_wal *wal);
+
+/*
+** Writes a fresh wal-index for an empty WAL over a database of `pages` pages (node start, nobody else may
+** write): header, read marks, checkpoint info; the WAL file itself is truncated to 0 if truncate_wal, else its
+** frames just lose their validity by a new salt (a plain process may have it open). `salt` is random.
+*/
+int vfs_wal_init(struct vfs_wal *wal, uint32_t pages, const uint32_t salt[2], bool truncate_wal);
+
+/* A 64-bit mark in bytes nobody else uses (aLock, offset 120): whether this wal-index is still ours. */
+void vfs_wal_set_nonce(struct vfs_wal *wal, uint64_t nonce);
+uint64_t vfs_wal_get_nonce(struct vfs_wal *wal);
+
+/* The published header, a consistent copy (both copies equal and checksum right, tried again a bounded
+** number of times: SQLITE_PROTOCOL after that). */
+int vfs_wal_read_header(struct vfs_wal *wal, struct vfs_wal_header *header);
+uint32_t vfs_wal_header_page_size(const struct vfs_wal_header *header);
+
+/* Maps the regions that `n_frames` more frames will need, so that neither SQLite nor append can fail there. */
+int vfs_wal_reserve(struct vfs_wal *wal, uint32_t n_frames);
+
+/* Page number of a frame, from the wal-index (1 <= frame). 0 if its region cannot be mapped. */
+uint32_t vfs_wal_frame_page(struct vfs_wal *wal, uint32_t frame);
+/* Highest frame <= max_frame that holds this page, 0 if none: as sqlite3WalFindFrame, but bounded. */
+uint32_t vfs_wal_find(struct vfs_wal *wal, uint32_t page_number, uint32_t max_frame);
+/* Offset of a frame's page content in the WAL file. */
+int64_t vfs_wal_frame_offset(const struct vfs_wal *wal, uint32_t frame);
+int vfs_wal_read_frame(struct vfs_wal *wal, uint32_t frame, void *page);
+/* Content of a page in the state bounded by max_frame: from its frame or the database file (zeros beyond its end). */
+int vfs_wal_read_page(struct vfs_wal *wal, uint32_t page_number, uint32_t max_frame, void *page);
+
+/* ---- Appending a transaction (holder of WRITE) ---- */
+
+struct vfs_wal_append {
+  struct vfs_wal_header header; /* the next one to publish */
+  uint32_t first_frame;
+};
+/* Starts behind the published header. Writes the WAL's header first if the WAL is empty (as sqlite3WalFrames). */
+int vfs_wal_begin(struct vfs_wal *wal, struct vfs_wal_append *append);
+/* Writes one frame and its wal-index entry. commit_pages: size of the database if this is the last frame, else 0. */
+int vfs_wal_add(struct vfs_wal *wal, struct vfs_wal_append *append, uint32_t page_number, const void *page, uint32_t commit_pages);
+/* Highest frame of this unfinished transaction or before it that holds the page; for pages patched twice. */
+uint32_t vfs_wal_append_find(struct vfs_wal *wal, const struct vfs_wal_append *append, uint32_t page_number);
+/* Makes it visible: header copy 1, barrier, header copy 0. `append->header` is the published one after. */
+void vfs_wal_publish(struct vfs_wal *wal, struct vfs_wal_append *append);
+/* Forgets what was added: cleans the hash tables beyond the published mxFrame (walCleanupHash). */
+void vfs_wal_cancel(struct vfs_wal *wal);
+
+/* ---- Checkpoint (the owner of CKPT; design section 5) ---- */
+
+/*
+** How far a checkpoint may go: min(limit_frame, every read mark in use), raising or freeing unused marks as
+** walCheckpoint does. limit_frame must be a transaction boundary. *busy_reader: 1…4 the mark that holds it back, 0 none.
+*/
+uint32_t vfs_wal_safe_frame(struct vfs_wal *wal, uint32_t limit_frame, int *busy_reader);
+uint32_t vfs_wal_backfilled(struct vfs_wal *wal); /* nBackfill */
+/*
+** Copies the newest frame <= frame of every page into the database file; pages > `pages` are left out. Takes
+** READ_LOCK(0) exclusively: SQLITE_BUSY if a reader holds it. Does not sync, does not move nBackfill.
+*/
+int vfs_wal_backfill(struct vfs_wal *wal, uint32_t frame, uint32_t pages);
+/* After the sync of the database file: nBackfill = frame. */
+void vfs_wal_set_backfilled(struct vfs_wal *wal, uint32_t frame);
+/*
+** Starts the WAL again at frame 1 (walRestartHdr): only by the holder of WRITE with nBackfill == mxFrame > 0; takes
+** READ_LOCK(1…4) exclusively, SQLITE_BUSY if a reader has one.
+*/
+int vfs_wal_restart(struct vfs_wal *wal, uint32_t random_salt);
+
+#endif

@@ -30,6 +30,7 @@ endif
 AR ?= ar
 NM ?= nm
 BUILD ?= build
+WERROR ?= $(if $(CI),1)
 PREFIX ?= /usr/local
 LIBDIR ?= $(PREFIX)/lib
 INCLUDEDIR ?= $(PREFIX)/include
@@ -180,46 +181,149 @@ RESULTS ?= $(OUT)/results-$(firstword $(MAKECMDGOALS))
 RUN := RESULTS=$(RESULTS) VARIANT=$(if $(ASAN),asan,$(if $(TSAN),tsan)) sh tests/run.sh
 SUM := $(if $(WITHIN),true,sh tests/run.sh --sum $(RESULTS))
 BEGIN := $(if $(WITHIN),true,mkdir -p $(OUT) && rm -f $(RESULTS))
+# make -j of our own, unless this make was called with one.
+PARALLEL = $(MAKE) --no-print-directory $(if $(findstring jobserver,$(MAKEFLAGS)),,-j$(JOBS))
+# Runs the named targets in parallel, all of them even if some fail, then sums up.
+run_all = $(BEGIN); status=0; \
+  $(if $(strip $(1)),$(PARALLEL) -k WITHIN=1 RESULTS=$(RESULTS) $(1) 2>/dev/null || status=1;) \
+  $(SUM) && exit $$status
 
 SEED ?=
 SEEDS ?= 1..200
-MUTANT_SEEDS ?= 1..2000
+MUTANT_SEEDS ?= 1..3000
 TRACES ?= $(sort $(wildcard tests/trace/*.txt))
 TESTS ?= $(UNIT_TESTS)
+# With threads of their own: what ThreadSanitizer has something to say about.
+THREADED_TESTS ?= $(patsubst tests/unit/%.c,%,$(sort $(shell grep -lsE \
+  'pthread_create|os_thread_start|raft_transport_get|sqlite3_open' tests/unit/test_*.c)))
+CLUSTER ?= crash kill5 stop cut cutoffs outside followers clients
 
-.PHONY: unit trace sim mutants layers unit-run
-unit: $(TESTS:%=$(OUT)/tests/unit/%) $(if $(TRACE_OBJECTS),$(OUT)/tests/trace)
-	@$(BEGIN)
-	@status=0; \
-	for test in $(TESTS); do $(RUN) $$test $(OUT)/tests/unit/$$test || status=1; done; \
-	$(if $(TRACE_OBJECTS),$(if $(filter command line,$(origin TESTS)),:,$(RUN) trace $(OUT)/tests/trace $(TRACES) || status=1);) \
-	$(SUM) && exit $$status
+.PHONY: unit trace sim mutants layers asan tsan cluster
+unit: $(TESTS:%=$(OUT)/tests/unit/%)
+	@$(call run_all,$(TESTS:%=run-unit-%))
 
 trace: $(if $(TRACE_OBJECTS),$(OUT)/tests/trace)
-	@$(BEGIN)
-	@$(if $(TRACE_OBJECTS),$(RUN) trace $(OUT)/tests/trace $(TRACES),echo 'tests/trace is empty')
-	@$(SUM)
+	@$(call run_all,$(if $(TRACE_OBJECTS),run-trace))
 
 sim: $(if $(SIM_OBJECTS),$(OUT)/tests/sim)
-	@$(BEGIN)
-	@$(if $(SIM_OBJECTS),$(RUN) $(if $(SEED),--show) sim $(OUT)/tests/sim $(if $(SEED),--seed $(SEED),--seeds $(SEEDS)),echo 'tests/sim is empty')
-	@$(SUM)
+	@$(call run_all,$(if $(SIM_OBJECTS),$(if $(SEED),run-sim-seed,run-sim-seeds)))
 
 # A mutant passes its test when the simulation fails.
 mutants: $(if $(SIM_OBJECTS),$(MUTANT_PROGRAMS))
-	@$(BEGIN)
-	@status=0; $(if $(SIM_OBJECTS),for mutant in $(MUTANTS); do \
-	  $(RUN) --must-fail mutant-$$mutant $(OUT)/tests/sim-$$mutant --seeds $(MUTANT_SEEDS) || status=1; done;) \
-	$(SUM) && exit $$status
+	@$(call run_all,$(if $(SIM_OBJECTS),$(MUTANTS:%=run-mutant-%)))
 
 layers: $(CORE_OBJECTS)
-	@$(BEGIN)
+	@$(call run_all,run-layers)
+
+asan:
+	@$(PARALLEL) ASAN=1 unit trace
+
+tsan:
+	@$(PARALLEL) TSAN=1 unit TESTS="$(THREADED_TESTS)"
+
+.PHONY: $(TESTS:%=run-unit-%) $(MUTANTS:%=run-mutant-%) run-trace run-sim-seed run-sim-seeds run-layers
+$(TESTS:%=run-unit-%): run-unit-%:
+	@$(RUN) $* $(OUT)/tests/unit/$*
+run-trace:
+	@$(RUN) trace $(OUT)/tests/trace $(TRACES)
+run-sim-seed:
+	@$(RUN) --show sim-seed-$(SEED) $(OUT)/tests/sim --seed $(SEED)
+run-sim-seeds:
+	@$(RUN) --show sim-seeds-$(SEEDS) $(OUT)/tests/sim --seeds $(SEEDS)
+$(MUTANTS:%=run-mutant-%): run-mutant-%:
+	@$(RUN) --must-fail mutant-$* $(OUT)/tests/sim-$* --seeds $(MUTANT_SEEDS)
+run-layers:
 	@$(RUN) layers sh tests/layers.sh $(NM) $(OUT)/core-objects
-	@$(SUM)
+
+# Real processes: python3 and sqlite3 with build/balsa.so. SCALE multiplies rounds.
+SCALE ?= 1
+PYTHON ?= /usr/bin/python3
+CLUSTER_ARGUMENTS := --extension $(abspath $(OUT))/balsa.so
+cluster: $(OUT)/balsa.so
+	@$(BEGIN); status=0; for part in $(CLUSTER); do \
+	  $(RUN) --show cluster-$$part $(PYTHON) tests/cluster/run.py $(CLUSTER_ARGUMENTS) --scale $(SCALE) $$part || status=1; \
+	done; $(SUM) && exit $$status
+
+# ---- The whole ----
+
+STAGES ?= layers unit trace sim mutants asan tsan cluster
+.PHONY: test soak
+test:
+	@sh tests/deps.sh --if-missing build
+	@printf '== build with %s\n' '$(CC)'; $(PARALLEL) all
+	@mkdir -p $(OUT); rm -f $(RESULTS); began=$$(date +%s); status=0; \
+	for stage in $(STAGES); do \
+	  printf '== %s (after %d s)\n' $$stage $$(($$(date +%s) - began)); \
+	  $(PARALLEL) WITHIN=1 RESULTS=$(RESULTS) $$stage || { status=1; echo "== $$stage FAILED"; }; \
+	done; \
+	printf '== done in %d s\n' $$(($$(date +%s) - began)); \
+	sh tests/run.sh --sum $(RESULTS) && exit $$status
+
+SOAK ?= 1
+soak:
+	@$(MAKE) --no-print-directory test RESULTS=$(OUT)/results-soak SEEDS=1..$$((10000 * $(SOAK))) \
+	  MUTANT_SEEDS=1..20000 SCALE=$$((20 * $(SOAK)))
+
+.PHONY: demo
+demo:
+	@sh tests/deps.sh --if-missing build
+	@$(PARALLEL) $(OUT)/balsa.so
+	@sh tests/demo.sh $(abspath $(OUT))/balsa.so
+
+.PHONY: bench
+bench: $(BENCHES:%=$(OUT)/bench/%)
+$(OUT)/bench/%: $(OUT)/test-objects/bench/%.o $(OUT)/libbalsa.a
+	$(call say,LD,$@)
+	@mkdir -p $(@D)
+	$(Q)$(TEST_LINK)
+
+# ---- Lint ----
+
+C_FILES := $(sort $(wildcard raft/*.[ch] raft/io/*.[ch] vfs/*.[ch] snapshot/*.[ch] ext/*.[ch] shell/*.[ch] \
+  tests/*/*.[ch] bench/*.[ch]))
+LINT_CFLAGS := -std=gnu11 -D_GNU_SOURCE -DSQLITE_CORE -DBALSA_VERSION_TEXT='"$(VERSION)"' -I.
+.PHONY: lint lint-format lint-tidy lint-cppcheck format
+lint:
+	@sh tests/deps.sh --if-missing build lint
+	@$(PARALLEL) -k lint-format lint-tidy lint-cppcheck
+lint-format:
+	$(call say,FORMAT,'$(words $(C_FILES)) files')
+	$(Q)clang-format --dry-run -Werror $(C_FILES)
+lint-tidy:
+	$(call say,TIDY,'$(words $(filter %.c,$(C_FILES))) files')
+	$(Q)printf '%s\n' $(filter %.c,$(C_FILES)) | \
+	  xargs -P $(JOBS) -I FILE clang-tidy --quiet FILE -- $(LINT_CFLAGS) -Wall -Wextra 2>/dev/null
+lint-cppcheck:
+	$(call say,CPPCHECK,'$(words $(filter %.c,$(C_FILES))) files')
+	$(Q)cppcheck --quiet --enable=warning,performance,portability --inline-suppr --std=c11 --error-exitcode=1 \
+	  --suppress=missingIncludeSystem --suppress=unknownMacro -j$(JOBS) -D_GNU_SOURCE -DSQLITE_CORE -I. $(filter %.c,$(C_FILES))
+format:
+	clang-format -i $(C_FILES)
+
+# ---- Installation ----
+
+.PHONY: install uninstall
+install: all
+	install -d $(DESTDIR)$(LIBDIR)/pkgconfig $(DESTDIR)$(INCLUDEDIR)
+	install -m 755 $(OUT)/balsa.so $(DESTDIR)$(LIBDIR)/balsa.so
+	install -m 644 $(OUT)/libbalsa.a $(DESTDIR)$(LIBDIR)/libbalsa.a
+	install -m 755 $(OUT)/libbalsa.so $(DESTDIR)$(LIBDIR)/libbalsa.so.$(VERSION)
+	ln -sf libbalsa.so.$(VERSION) $(DESTDIR)$(LIBDIR)/libbalsa.so.$(SONAME_VERSION)
+	ln -sf libbalsa.so.$(SONAME_VERSION) $(DESTDIR)$(LIBDIR)/libbalsa.so
+	install -m 644 ext/balsa.h $(DESTDIR)$(INCLUDEDIR)/balsa.h
+	sed -e 's|@PREFIX@|$(PREFIX)|' -e 's|@LIBDIR@|$(LIBDIR)|' -e 's|@INCLUDEDIR@|$(INCLUDEDIR)|' \
+	  -e 's|@VERSION@|$(VERSION)|' balsa.pc.in > $(DESTDIR)$(LIBDIR)/pkgconfig/balsa.pc
+
+uninstall:
+	rm -f $(addprefix $(DESTDIR)$(LIBDIR)/,balsa.so libbalsa.a libbalsa.so.$(VERSION) libbalsa.so.$(SONAME_VERSION) \
+	  libbalsa.so pkgconfig/balsa.pc) $(DESTDIR)$(INCLUDEDIR)/balsa.h
 
 # ---- Housekeeping ----
 
-.PHONY: clean
+.PHONY: deps clean
+deps:
+	@sh tests/deps.sh build lint
+
 clean:
 	rm -rf $(BUILD)
 

@@ -200,26 +200,26 @@ CLUSTER ?= crash kill5 stop cut cutoffs outside followers clients
 
 .PHONY: unit trace sim mutants layers asan tsan cluster
 unit: $(TESTS:%=$(OUT)/tests/unit/%)
-	@$(call run_all,$(TESTS:%=run-unit-%))
+	+@$(call run_all,$(TESTS:%=run-unit-%))
 
 trace: $(if $(TRACE_OBJECTS),$(OUT)/tests/trace)
-	@$(call run_all,$(if $(TRACE_OBJECTS),run-trace))
+	+@$(call run_all,$(if $(TRACE_OBJECTS),run-trace))
 
 sim: $(if $(SIM_OBJECTS),$(OUT)/tests/sim)
-	@$(call run_all,$(if $(SIM_OBJECTS),$(if $(SEED),run-sim-seed,run-sim-seeds)))
+	+@$(call run_all,$(if $(SIM_OBJECTS),$(if $(SEED),run-sim-seed,run-sim-seeds)))
 
 # A mutant passes its test when the simulation fails.
 mutants: $(if $(SIM_OBJECTS),$(MUTANT_PROGRAMS))
-	@$(call run_all,$(if $(SIM_OBJECTS),$(MUTANTS:%=run-mutant-%)))
+	+@$(call run_all,$(if $(SIM_OBJECTS),$(MUTANTS:%=run-mutant-%)))
 
 layers: $(CORE_OBJECTS)
-	@$(call run_all,run-layers)
+	+@$(call run_all,run-layers)
 
 asan:
-	@$(PARALLEL) ASAN=1 unit trace
+	+@$(PARALLEL) ASAN=1 unit trace
 
 tsan:
-	@$(PARALLEL) TSAN=1 unit TESTS="$(THREADED_TESTS)"
+	+@$(PARALLEL) TSAN=1 unit TESTS="$(THREADED_TESTS)"
 
 .PHONY: $(TESTS:%=run-unit-%) $(MUTANTS:%=run-mutant-%) run-trace run-sim-seed run-sim-seeds run-layers
 $(TESTS:%=run-unit-%): run-unit-%:
@@ -250,8 +250,8 @@ STAGES ?= layers unit trace sim mutants asan tsan cluster
 .PHONY: test soak
 test:
 	@sh tests/deps.sh --if-missing build
-	@printf '== build with %s\n' '$(CC)'; $(PARALLEL) all
-	@mkdir -p $(OUT); rm -f $(RESULTS); began=$$(date +%s); status=0; \
+	+@printf '== build with %s\n' '$(CC)'; $(PARALLEL) all
+	+@mkdir -p $(OUT); rm -f $(RESULTS); began=$$(date +%s); status=0; \
 	for stage in $(STAGES); do \
 	  printf '== %s (after %d s)\n' $$stage $$(($$(date +%s) - began)); \
 	  $(PARALLEL) WITHIN=1 RESULTS=$(RESULTS) $$stage || { status=1; echo "== $$stage FAILED"; }; \
@@ -267,7 +267,7 @@ soak:
 .PHONY: demo
 demo:
 	@sh tests/deps.sh --if-missing build
-	@$(PARALLEL) $(OUT)/balsa.so
+	+@$(PARALLEL) $(OUT)/balsa.so
 	@sh tests/demo.sh $(abspath $(OUT))/balsa.so
 
 .PHONY: bench
@@ -285,7 +285,7 @@ LINT_CFLAGS := -std=gnu11 -D_GNU_SOURCE -DSQLITE_CORE -DBALSA_VERSION_TEXT='"$(V
 .PHONY: lint lint-format lint-tidy lint-cppcheck format
 lint:
 	@sh tests/deps.sh --if-missing build lint
-	@$(PARALLEL) -k lint-format lint-tidy lint-cppcheck
+	+@$(PARALLEL) -k lint-format lint-tidy lint-cppcheck
 lint-format:
 	$(call say,FORMAT,'$(words $(C_FILES)) files')
 	$(Q)clang-format --dry-run -Werror $(C_FILES)

@@ -148,6 +148,10 @@ struct raft_message {
   uint64_t context;    /* READ_INDEX and its result: the asker's own number */
   uint32_t n_entries;
   const struct raft_entry_meta *entries; /* received APPEND only */
+  /* Received APPEND only: n_entries pointers to the payloads, of the sizes in `entries`. Only those of
+     type RAFT_ENTRY_CONFIGURATION are read, during raft_receive; the others may be NULL. NULL if there is
+     none: a message with a configuration whose payload is missing or makes no sense is dropped. */
+  const uint8_t *const *payloads;
 };
 
 struct raft_options {
@@ -325,7 +329,10 @@ struct raft_member_status {
 /* Leader: progress of each member, in the order of the configuration. Returns how many. */
 size_t raft_get_members(const struct raft *raft, struct raft_member_status *members, size_t n_max);
 
-/* The configuration in force: the latest in the log, committed or not (paper section 6). */
+/*
+** The configuration in force: the latest in the log, committed or not (paper section 6). Never NULL;
+** n_members is 0 while there is none.
+*/
 const struct raft_configuration *raft_get_configuration(const struct raft *raft, uint64_t *index);
 
 /* Term of the entry at `index`; 0 if the log does not reach there or it is compacted away. */

@@ -84,7 +84,7 @@ int os_write(struct os_file *file, const void *bytes, size_t size, uint64_t offs
 /* fdatasync. After a failure nothing unsynced in that file may be trusted again. */
 int os_sync(struct os_file *file);
 int os_truncate(struct os_file *file, uint64_t size);
-/* Makes the file `size` bytes long, its new part written with zeros and not merely reserved. */
+/* Makes the file `size` bytes long, its new part written with zeros and not merely reserved. A longer one stays. */
 int os_allocate(struct os_file *file, uint64_t size);
 int os_size(struct os_file *file, uint64_t *size);
 /* Names. A name is durable only after os_sync_directory of the folder that holds it. */

@@ -43,11 +43,11 @@ void sim_disk_set_time(struct sim_disk *disk, uint64_t now);
 /* The calls that can fail. Everything but READ changes the disk. */
 enum sim_disk_call {
   SIM_DISK_READ,
-  SIM_DISK_WRITE,          /* also os_truncate and os_allocate */
-  SIM_DISK_SYNC,           /* os_sync, and the sync of a write through OS_OPEN_DSYNC */
-  SIM_DISK_NAME,           /* os_open that creates, os_rename, os_remove, os_make_directory */
+  SIM_DISK_WRITE, /* also os_truncate and os_allocate */
+  SIM_DISK_SYNC,  /* os_sync, and the sync of a write through OS_OPEN_DSYNC */
+  SIM_DISK_NAME,  /* os_open that creates, os_rename, os_remove, os_make_directory */
   SIM_DISK_SYNC_DIRECTORY,
-  SIM_DISK_CALLS           /* how many kinds there are */
+  SIM_DISK_CALLS /* how many kinds there are */
 };
 
 /*

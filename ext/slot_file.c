@@ -9,7 +9,7 @@
 **    8     8  sequence: rises by one with every record; from 1
 **   16     4  payload size, bytes; at most SLOT_FILE_PAYLOAD_MAX
 **   20     4  0
-**   24     8  checksum: XXH64 with seed 0 of bytes 0 … 23 and of the payload
+**   24     8  checksum: XXH64 of the payload, seeded with the XXH64 (seed 0) of bytes 0 … 23
 **   32     …  payload, then zeros
 **
 ** A slot is valid if its checksum is right, blank if it is all zeros, else damaged. The valid slot with the
@@ -54,11 +54,7 @@ struct slot_file {
 enum slot_state { SLOT_BLANK, SLOT_VALID, SLOT_DAMAGED };
 
 static uint64_t slot_checksum(const uint8_t slot[SLOT_SIZE], uint32_t size) {
-  XXH64_state_t state;
-  XXH64_reset(&state, 0);
-  XXH64_update(&state, slot, CHECKED_HEADER);
-  XXH64_update(&state, slot + HEADER_SIZE, size);
-  return XXH64_digest(&state);
+  return XXH64(slot + HEADER_SIZE, size, XXH64(slot, CHECKED_HEADER, 0));
 }
 
 static enum slot_state slot_state(const uint8_t slot[SLOT_SIZE]) {

@@ -26,6 +26,7 @@
 #define VFS_WAL_LOCK_RECOVER 2
 #define VFS_WAL_LOCK_READ(i) (3 + (i))
 #define VFS_WAL_READ_MARK_NOT_USED 0xffffffffu
+#define VFS_WAL_FRAME_UNKNOWN 0xffffffffu
 
 /* WalIndexHdr of SQLite, as it lies in the shared memory (native byte order). */
 struct vfs_wal_header {
@@ -73,7 +74,10 @@ int vfs_wal_reserve(struct vfs_wal *wal, uint32_t n_frames);
 
 /* Page number of a frame, from the wal-index (1 <= frame). 0 if its region cannot be mapped. */
 uint32_t vfs_wal_frame_page(struct vfs_wal *wal, uint32_t frame);
-/* Highest frame <= max_frame that holds this page, 0 if none: as sqlite3WalFindFrame, but bounded. */
+/*
+** Highest frame <= max_frame that holds this page, 0 if none: as sqlite3WalFindFrame, but bounded.
+** VFS_WAL_FRAME_UNKNOWN: the wal-index cannot be read (memory); vfs_wal_read_frame of it fails.
+*/
 uint32_t vfs_wal_find(struct vfs_wal *wal, uint32_t page_number, uint32_t max_frame);
 /* Offset of a frame's page content in the WAL file. */
 int64_t vfs_wal_frame_offset(const struct vfs_wal *wal, uint32_t frame);

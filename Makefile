@@ -21,7 +21,7 @@
 MAKEFLAGS += --no-builtin-rules
 SHELL := /bin/sh
 
-VERSION := 0.1.0
+VERSION := $(shell sed -n 's/^\#define BALSA_VERSION "\(.*\)"/\1/p' ext/balsa.h)
 SONAME_VERSION := 0
 
 ifeq ($(origin CC),default)
@@ -58,7 +58,7 @@ WARNINGS += -Werror
 endif
 OPTIMIZE ?= -O2 -g
 # Assertions stay on: never NDEBUG.
-BALSA_CFLAGS := -std=gnu11 -D_GNU_SOURCE -DBALSA_VERSION_TEXT='"$(VERSION)"' -fPIC -fvisibility=hidden -pthread \
+BALSA_CFLAGS := -std=gnu11 -D_GNU_SOURCE -fPIC -fvisibility=hidden -pthread \
   $(OPTIMIZE) $(WARNINGS) $(SANITIZE) $(CFLAGS)
 CORE_CFLAGS := $(BALSA_CFLAGS) -DSQLITE_CORE
 TEST_CFLAGS := $(CORE_CFLAGS) -I.
@@ -196,7 +196,6 @@ TESTS ?= $(UNIT_TESTS)
 # With threads of their own: what ThreadSanitizer has something to say about.
 THREADED_TESTS ?= $(patsubst tests/unit/%.c,%,$(sort $(shell grep -lsE \
   'pthread_create|os_thread_start|raft_transport_get|sqlite3_open' tests/unit/test_*.c)))
-CLUSTER ?= crash kill5 stop cut cutoffs outside followers clients
 
 .PHONY: unit trace sim mutants layers asan tsan cluster
 unit: $(TESTS:%=$(OUT)/tests/unit/%)
@@ -235,14 +234,25 @@ $(MUTANTS:%=run-mutant-%): run-mutant-%:
 run-layers:
 	@$(RUN) layers sh tests/layers.sh $(NM) $(OUT)/core-objects
 
-# Real processes: python3 and sqlite3 with build/balsa.so. SCALE multiplies rounds.
+# Real processes: Debian's python3 and sqlite3 with balsa.so. SCALE multiplies their rounds; one alone:
+# make cluster CLUSTER=cutoffs, or the script by hand (each says how).
 SCALE ?= 1
 PYTHON ?= /usr/bin/python3
-CLUSTER_ARGUMENTS := --extension $(abspath $(OUT))/balsa.so
+scaled = $(shell echo $$(($(1) * $(SCALE))))
+CLUSTER_kill = crash_rounds.py --mode kill --nodes 3 --rounds $(call scaled,3)
+CLUSTER_kill5 = crash_rounds.py --mode kill --nodes 5 --rounds $(call scaled,2)
+CLUSTER_stop = crash_rounds.py --mode stop --nodes 3 --rounds $(call scaled,1)
+CLUSTER_cut = crash_rounds.py --mode cut --nodes 3 --rounds $(call scaled,2)
+CLUSTER_cutoffs = cutoffs.py --rounds $(call scaled,8)
+CLUSTER_outside = outside_reader.py --rounds $(call scaled,2)
+CLUSTER_followers = follower_readers.py --seconds $(call scaled,4)
+CLUSTER_clients = clients.py
+CLUSTER ?= kill kill5 stop cut cutoffs outside followers clients
 cluster: $(OUT)/balsa.so
-	@$(BEGIN); status=0; for part in $(CLUSTER); do \
-	  $(RUN) --show cluster-$$part $(PYTHON) tests/cluster/run.py $(CLUSTER_ARGUMENTS) --scale $(SCALE) $$part || status=1; \
-	done; $(SUM) && exit $$status
+	@$(BEGIN); status=0; \
+	$(foreach part,$(CLUSTER),$(RUN) --show cluster-$(part) $(PYTHON) tests/cluster/$(CLUSTER_$(part)) \
+	  --extension $(abspath $(OUT))/balsa.so || status=1;) \
+	$(SUM) && exit $$status
 
 # ---- The whole ----
 
@@ -268,7 +278,7 @@ soak:
 demo:
 	@sh tests/deps.sh --if-missing build
 	+@$(PARALLEL) $(OUT)/balsa.so
-	@sh tests/demo.sh $(abspath $(OUT))/balsa.so
+	@$(PYTHON) tests/demo/demo.py --extension $(abspath $(OUT))/balsa.so
 
 .PHONY: bench
 bench: $(BENCHES:%=$(OUT)/bench/%)
@@ -281,7 +291,7 @@ $(OUT)/bench/%: $(OUT)/test-objects/bench/%.o $(OUT)/libbalsa.a
 
 C_FILES := $(sort $(wildcard raft/*.[ch] raft/io/*.[ch] vfs/*.[ch] snapshot/*.[ch] ext/*.[ch] shell/*.[ch] \
   tests/*/*.[ch] bench/*.[ch]))
-LINT_CFLAGS := -std=gnu11 -D_GNU_SOURCE -DSQLITE_CORE -DBALSA_VERSION_TEXT='"$(VERSION)"' -I.
+LINT_CFLAGS := -std=gnu11 -D_GNU_SOURCE -DSQLITE_CORE -I.
 .PHONY: lint lint-format lint-tidy lint-cppcheck format
 lint:
 	@sh tests/deps.sh --if-missing build lint

@@ -5,9 +5,9 @@
 #   sh tests/layers.sh nm folder-of-core-objects
 #
 #   raft/          the pure core: libc without time, randomness, threads and I/O; its own headers
-#   raft/io/       libuv, xxHash, the core, ext/os.h, ext/slot_file.h
-#   vfs/           SQLite, LZ4, xxHash, ext/os.h, ext/slot_file.h; never Raft
-#   snapshot/      SQLite, LZ4, xxHash, vfs/, ext/os.h, ext/slot_file.h; never Raft
+#   raft/io/       libuv, xxHash, the core, ext/{os,slot_file,bytes}.h
+#   vfs/           SQLite, LZ4, xxHash, ext/{os,slot_file,bytes}.h; never Raft
+#   snapshot/      SQLite, LZ4, xxHash, vfs/, ext/{os,slot_file,bytes}.h; never Raft
 #   ext/           everything; ext/balsa.h, being public, only sqlite3.h and libc
 #   shell/         ext/balsa.h
 # And nobody but ext/os.c asks the machine for time, randomness or a thread.
@@ -40,7 +40,7 @@ includes_but() {
 pure='<(assert|errno|inttypes|limits|stdalign|stdarg|stdbool|stddef|stdint|stdio|stdlib|string)\.h>'
 libc='<[a-z0-9_/]+\.h>'
 own='"[a-z0-9_]+\.h"'
-os='"(\.\./)+ext/(os|slot_file)\.h"'
+os='"(\.\./)+ext/(os|slot_file|bytes)\.h"'
 foreign='<(uv|sqlite3|sqlite3ext|lz4|lz4frame|lz4hc|xxhash|cmocka)\.h>'
 
 # Like includes_but, for folders that may use all of libc: foreign libraries must be allowed by name.

@@ -296,7 +296,8 @@ class Node:
 class Cluster:
     """`count` nodes, each with a folder; proxied: they reach each other through proxy.py."""
 
-    def __init__(self, report, folder, count, extension, proxied=False, options=None, outside=False, library=None):
+    def __init__(self, report, folder, count, extension, proxied=False, options=None, outside=False, library=None,
+                 kind=Node):
         self.report, self.folder, self.extension = report, folder, extension
         self.options = options or {}
         self.outside, self.library = outside, library
@@ -312,7 +313,7 @@ class Cluster:
             self.tell_proxy(
                 listen={i + 1: ports[i] for i in range(count)}, ports={i + 1: peer_ports[i] for i in range(count)}
             )
-        self.nodes = [Node(self, i + 1, ports[i], peer_ports[i]) for i in range(count)]
+        self.nodes = [kind(self, i + 1, ports[i], peer_ports[i]) for i in range(count)]
 
     def tell_proxy(self, **request):
         if self.proxy is None:
@@ -434,10 +435,11 @@ class Cluster:
         report = self.report
         attempts = state.read(self)
         counts = collections.Counter(attempt.outcome for attempt in attempts.values())
-        for node in self.alive:
-            there = dict(
-                node.do("sql", 60, sql="SELECT id, count(*) FROM load NOT INDEXED GROUP BY id", conn="status")
-            )
+        tables = {
+            node: dict(node.sql("SELECT id, count(*) FROM load NOT INDEXED GROUP BY id", conn="status", limit=60))
+            for node in self.alive
+        }
+        for node, there in tables.items():
             wrong = collections.defaultdict(list)
             for attempt in attempts.values():
                 copies = there.get(attempt.id, 0)
@@ -453,7 +455,7 @@ class Cluster:
         report.check(unknown <= flights, "no more unknown than connections in flight", f"{unknown} > {flights}")
         told = [attempt for attempt in attempts.values() if attempt.token not in (None, "NULL")
                 and attempt.outcome in ("ok", "lost", "unknown")]
-        for node in self.alive:
+        for node, there in tables.items():
             outcomes = node.do("outcomes", 60, tokens=[attempt.token for attempt in told])
             wrong = []
             for attempt, outcome in zip(told, outcomes):
@@ -465,7 +467,7 @@ class Cluster:
 
     def check_bodies(self):
         node = self.leader() or self.alive[0]
-        rows = node.do("sql", 60, sql="SELECT id, body FROM load", conn="status")
+        rows = node.sql("SELECT id, body FROM load", conn="status", limit=60)
         bad = [ident for ident, body in rows if body != body_of(ident)]
         self.report.check(not bad, "every row has the bytes that were written", bad[:5])
         return len(rows)

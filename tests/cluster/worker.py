@@ -27,7 +27,9 @@ UNKNOWN = {10 | 0xB1 << 8}
 BUSY_TIMEOUT_S = 2.0
 BACKOFF_S = (0.01, 0.2)
 
-STYLES = ("autocommit", "immediate", "deferred", "cursor")
+# How a writer puts a row in: by a statement alone, in a transaction (two ways to begin), with another
+# statement of its connection in the middle of its rows, or together with a counter (readers compare).
+STYLES = ("autocommit", "immediate", "deferred", "cursor", "tally")
 
 
 def outcome_of(code):
@@ -121,7 +123,10 @@ class Worker:
     def command_counts(self):
         return {"counts": dict(self.counts), "complaints": list(self.complaints)}
 
-    def command_writers(self, count, styles=("autocommit", "immediate", "deferred"), first=0, check_lost=False):
+    def command_writers(self, count, styles=STYLES[:3], first=0, check_lost=False):
+        unknown = set(styles) - set(STYLES)
+        if unknown:
+            raise ValueError(f"no such style: {unknown}")
         self.stop_writers.clear()
         for i in range(count):
             style = styles[i % len(styles)]
@@ -207,7 +212,23 @@ class Worker:
             else:
                 backoff = BACKOFF_S[0]
         if connection is not None:
+            self.check_usable(connection)
             connection.close()
+
+    def check_usable(self, connection):
+        """Whatever the connection went through, it reads."""
+        deadline = time.monotonic() + 10
+        while True:
+            try:
+                connection.execute("SELECT count(*) FROM load").fetchone()
+                if connection.in_transaction:
+                    self.complain("a writer's connection is left in a transaction")
+                return
+            except sqlite3.Error as error:
+                code = getattr(error, "sqlite_errorcode", -1)
+                if outcome_of(code) != "busy" or time.monotonic() > deadline:
+                    self.complain(f"a writer's connection is not usable afterwards: {error} ({code})")
+                    return
 
     def next_ident(self, number):
         """Ids never repeat: node, run of the process, writer and a count."""
@@ -233,9 +254,12 @@ class Worker:
                 connection.execute(insert, values)
             else:
                 where = "BEGIN"
-                connection.execute("BEGIN IMMEDIATE" if style == "immediate" else "BEGIN")
+                connection.execute("BEGIN" if style == "deferred" else "BEGIN IMMEDIATE")
                 where = "INSERT"
                 connection.execute(insert, values)
+                if style == "tally":
+                    where = "UPDATE"
+                    connection.execute("UPDATE tally SET n = n + 1")
                 where = "COMMIT"
                 connection.execute("COMMIT")
             return "ok", 0, where

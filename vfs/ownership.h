@@ -24,10 +24,11 @@ struct vfs_ownership;
 int vfs_ownership_take(const char *database_path, const char *folder, struct vfs_ownership **out, char *text);
 
 /*
-** The database file is there now (made if it must be). Takes the EXCLUSIVE range (as SQLite's PENDING, RESERVED
-** and SHARED bytes), without waiting. true in *alone: no other process has it open, -wal and -shm may be removed. Otherwise takes what
-** the design says beside a plain process: shm bytes 120–127 exclusively, waiting until `deadline_ms` for its read
-** transactions; -EBUSY with the reader's pid (F_OFD_GETLK) in `text` after that.
+** The database file is there now (made if it must be). Takes the EXCLUSIVE range (as SQLite's PENDING,
+** RESERVED and SHARED bytes), without waiting. true in *alone: no other process has it open, -wal and -shm
+** may be removed. Otherwise takes what the design says beside a plain process: shm bytes 120–127 exclusively,
+** waiting up to `deadline_ms` from now for its read transactions; -EBUSY with the reader's pid (F_OFD_GETLK)
+** in `text` after that. Once only; after a failure release.
 */
 int vfs_ownership_lock_files(struct vfs_ownership *ownership, uint32_t deadline_ms, bool *alone, char *text);
 
@@ -35,7 +36,10 @@ int vfs_ownership_lock_files(struct vfs_ownership *ownership, uint32_t deadline_
 ** the database, without a gap. */
 int vfs_ownership_settle(struct vfs_ownership *ownership, char *text);
 
-/* Gives everything up and frees it. */
+/*
+** Gives everything up and frees it; accepts NULL. Close the base VFS's handles of the database before: while
+** a POSIX lock is on the file, the descriptors stay open (unlocked) until a later release finds none.
+*/
 void vfs_ownership_release(struct vfs_ownership *ownership);
 
 /* device and inode of the database file: two paths to one file are one node. */

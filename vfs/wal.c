@@ -24,10 +24,10 @@
 ** Checksum: s1 = s2 = 0 at the header; for each pair (x, y) of words: s1 += x + s2, s2 += y + s1. It runs on from
 ** the header's over bytes 0–7 and the page of every frame, so that a frame's checksum covers all before it.
 **
-** A frame is valid if its salts are the header's, its page number is not 0 and its checksum is right, and if all before it are
-** valid; it counts from the moment a valid commit frame at or behind it exists [walIndexRecover]. That is what a process
-** finds that opens the files after a crash. While anybody has the database open, the wal-index decides and frames are
-** read without a check.
+** A frame is valid if its salts are the header's, its page number is not 0 and its checksum is right, and if
+** all before it are valid; it counts from the moment a valid commit frame at or behind it exists
+** [walIndexRecover]. That is what a process finds that opens the files after a crash. While anybody has the
+** database open, the wal-index decides and frames are read without a check.
 **
 ** THE WAL-INDEX, app.db-shm: shared memory in regions of 32768 bytes, numbers in native byte order.
 **
@@ -56,19 +56,20 @@
 **      32      salts 1 and 2, in the bytes of the WAL's header
 **      40      checksum of bytes 0–39, two words, native words
 **
-** The header is valid if both copies are equal, isInit is not 0 and the checksum is right [walIndexTryHdr].
-** A slot holds 0 or i, for the i-th page number of its region; a page's slots begin at (page number * 383) % 8192 and go on
-** until a slot that is 0. Slots are filled in the order of frames, so the last match that is not beyond the reader's bound
-** is the newest [sqlite3WalFindFrame]. What lies beyond mxFrame is garbage: a region is zeroed when its first
-** frame is added, and where a page number is already set, its table is cleaned of all beyond the last good frame
-** [walIndexAppend, walCleanupHash].
+** The header is valid if both copies are equal, isInit is not 0 and the checksum is right [walIndexTryHdr]. A
+** slot holds 0 or i, for the i-th page number of its region; a page's slots begin at (page number * 383) %
+** 8192 and go on until a slot that is 0. Slots are filled in the order of frames, so the last match that is
+** not beyond the reader's bound is the newest [sqlite3WalFindFrame]. What lies beyond mxFrame is garbage: a
+** region is zeroed when its first frame is added, and where a page number is already set, its table is
+** cleaned of all beyond the last good frame [walIndexAppend, walCleanupHash].
 **
-** WHO MAY READ WHAT. A reader holds READ(i) shared with mark i <= its mxFrame and takes each page from its newest frame
-** <= mxFrame, else from the file; with READ(0) from the file alone, which it may only if nBackfill == mxFrame
-** [walTryBeginRead]. So a checkpoint must not write a frame into the file that lies beyond a mark in use, and must hold
-** READ(0) exclusively while it writes. And it must not go by a header from before it had that lock: a reset may have come
-** between, and an nBackfill of the WAL before would hide frames of the one after for ever (the WAL-reset
-** race, SQLite before 3.51.3). Here a checkpoint belongs to the salts it began with.
+** WHO MAY READ WHAT. A reader holds READ(i) shared with mark i <= its mxFrame and takes each page from its
+** newest frame <= mxFrame, else from the file; with READ(0) from the file alone, which it may only if
+** nBackfill == mxFrame [walTryBeginRead]. So a checkpoint must not write a frame into the file that lies
+** beyond a mark in use, and must hold READ(0) exclusively while it writes. And it must not go by a header
+** from before it had that lock: a reset may have come between, and an nBackfill of the WAL before would hide
+** frames of the one after for ever (the WAL-reset race, SQLite before 3.51.3). Here a checkpoint belongs to
+** the salts it began with.
 **
 ** Memory that others may write meanwhile is touched by atomic operations only. The copies of the header are read with
 ** acquire and written with release loads and stores, word by word.

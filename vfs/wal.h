@@ -106,7 +106,8 @@ void vfs_wal_cancel(struct vfs_wal *wal);
 
 /*
 ** How far a checkpoint may go: min(limit_frame, every read mark in use), raising or freeing unused marks as
-** walCheckpoint does. limit_frame must be a transaction boundary. *busy_reader: 1…4 the mark that holds it back, 0 none.
+** walCheckpoint does. limit_frame must be a transaction boundary. *busy_reader: 1…4 the mark that holds it
+** back, 0 none.
 */
 uint32_t vfs_wal_safe_frame(struct vfs_wal *wal, uint32_t limit_frame, int *busy_reader);
 uint32_t vfs_wal_backfilled(struct vfs_wal *wal); /* nBackfill */

@@ -1,5 +1,5 @@
 #!/bin/sh
-# The include rules of docs/design.md, section 2, checked twice: by what the sources include, and by what
+# The include rules of the folders, checked twice: by what the sources include, and by what
 # their objects call.
 #
 #   sh tests/layers.sh nm folder-of-core-objects

@@ -3,7 +3,8 @@
 
     clients.py [--library folder-with-another-libsqlite3.so.0] [--shell program]
 
-By the sqlite3 shell and by Debian's python3; both once more under the SQLite of --library.
+By the sqlite3 shell and by Debian's python3; python3 once more under the SQLite of --library. (The
+shell starts only with the very library it was built with: name another one by --shell.)
 """
 
 import os
@@ -49,7 +50,7 @@ def test(report, folder, chosen):
     kinds = [("sqlite3 shell", shell.ShellNode), ("python3", harness.Node)]
     shell.ShellNode.program = chosen.shell
     for library in [None] + ([os.path.abspath(chosen.library)] if chosen.library else []):
-        for name, kind in kinds:
+        for name, kind in kinds[1:] if library else kinds:
             where = os.path.join(folder, name.replace(" ", "-") + ("-library" if library else ""))
             main_job(report, where, chosen, name, kind, library)
 

@@ -191,6 +191,11 @@ run_all = $(BEGIN); status=0; \
 SEED ?=
 SEEDS ?= 1..200
 MUTANT_SEEDS ?= 1..3000
+# Many seeds are shared by the cores, in slices large enough for each fault class to occur in each.
+SIM_SLICE_MIN := 200
+SIM_SLICES = $(shell echo $(SEEDS) | awk -F '[.][.]' '{ \
+  n = int(($$2 - $$1 + 1) / $(SIM_SLICE_MIN)); if (n > $(JOBS)) n = $(JOBS); if (n < 1) n = 1; \
+  for (i = 0; i < n; i++) printf "%d..%d ", $$1 + int(($$2 - $$1 + 1) * i / n), $$1 + int(($$2 - $$1 + 1) * (i + 1) / n) - 1 }')
 TRACES ?= $(sort $(wildcard tests/trace/*.txt))
 TESTS ?= $(UNIT_TESTS)
 # With threads of their own: what ThreadSanitizer has something to say about.
@@ -205,7 +210,7 @@ trace: $(if $(TRACE_OBJECTS),$(OUT)/tests/trace)
 	+@$(call run_all,$(if $(TRACE_OBJECTS),run-trace))
 
 sim: $(if $(SIM_OBJECTS),$(OUT)/tests/sim)
-	+@$(call run_all,$(if $(SIM_OBJECTS),$(if $(SEED),run-sim-seed,run-sim-seeds)))
+	+@$(call run_all,$(if $(SIM_OBJECTS),$(if $(SEED),run-sim-seed,$(SIM_SLICES:%=run-sim-%))))
 
 # A mutant passes its test when the simulation fails.
 mutants: $(if $(SIM_OBJECTS),$(MUTANT_PROGRAMS))
@@ -220,15 +225,15 @@ asan:
 tsan:
 	+@$(PARALLEL) TSAN=1 unit TESTS="$(THREADED_TESTS)"
 
-.PHONY: $(TESTS:%=run-unit-%) $(MUTANTS:%=run-mutant-%) run-trace run-sim-seed run-sim-seeds run-layers
+.PHONY: $(TESTS:%=run-unit-%) $(MUTANTS:%=run-mutant-%) $(SIM_SLICES:%=run-sim-%) run-trace run-sim-seed run-layers
 $(TESTS:%=run-unit-%): run-unit-%:
 	@$(RUN) $* $(OUT)/tests/unit/$*
 run-trace:
 	@$(RUN) trace $(OUT)/tests/trace $(TRACES)
 run-sim-seed:
 	@$(RUN) --show sim-seed-$(SEED) $(OUT)/tests/sim --seed $(SEED)
-run-sim-seeds:
-	@$(RUN) --show sim-seeds-$(SEEDS) $(OUT)/tests/sim --seeds $(SEEDS)
+$(SIM_SLICES:%=run-sim-%): run-sim-%:
+	@$(RUN) --tell sim-seeds-$* $(OUT)/tests/sim --seeds $*
 $(MUTANTS:%=run-mutant-%): run-mutant-%:
 	@$(RUN) --must-fail mutant-$* $(OUT)/tests/sim-$* --seeds $(MUTANT_SEEDS)
 run-layers:
@@ -247,10 +252,13 @@ CLUSTER_cutoffs = cutoffs.py --rounds $(call scaled,8)
 CLUSTER_outside = outside_reader.py --rounds $(call scaled,2)
 CLUSTER_followers = follower_readers.py --seconds $(call scaled,4)
 CLUSTER_clients = clients.py
+# The interpreter must have the sanitizer's runtime before it loads a library that needs it.
+CLUSTER_PRELOAD := $(if $(ASAN),env LD_PRELOAD=$$($(CC) -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0) \
+  $(if $(TSAN),env LD_PRELOAD=$$($(CC) -print-file-name=libtsan.so))
 CLUSTER ?= kill kill5 stop cut cutoffs outside followers clients
 cluster: $(OUT)/balsa.so
 	@$(BEGIN); status=0; \
-	$(foreach part,$(CLUSTER),$(RUN) --show cluster-$(part) $(PYTHON) tests/cluster/$(CLUSTER_$(part)) \
+	$(foreach part,$(CLUSTER),$(RUN) --show cluster-$(part) $(CLUSTER_PRELOAD) $(PYTHON) tests/cluster/$(CLUSTER_$(part)) \
 	  --extension $(abspath $(OUT))/balsa.so || status=1;) \
 	$(SUM) && exit $$status
 

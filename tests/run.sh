@@ -1,14 +1,14 @@
 #!/bin/sh
 # Runs one test program and counts.
 #
-#   RESULTS=file sh tests/run.sh [--must-fail] [--show] name program [argument …]
+#   RESULTS=file sh tests/run.sh [--must-fail] [--show | --tell] name program [argument …]
 #   sh tests/run.sh --sum file
 #
 # A program says how many of its tests passed either as cmocka does or, on a line of its own, as
 # "N passed, N failed" (the last such line counts). A program that dies, or that exits with
 # another status than its count tells, is one more failed test; so is one that tested nothing.
 # --must-fail: a known-bad variant; it passes if it exits with status 1 and says what it found.
-# --show: its output is shown as it comes. Otherwise it is shown if something failed.
+# --show: its output is shown as it comes; --tell: at the end. Otherwise it is shown if something failed.
 
 if [ "$1" = --sum ]; then
   [ -f "$2" ] || { echo "0 passed, 0 failed"; exit 0; }
@@ -18,10 +18,12 @@ fi
 
 must_fail=
 show=
+tell=
 while :; do
   case "$1" in
     --must-fail) must_fail=1; shift ;;
     --show) show=1; shift ;;
+    --tell) tell=1; shift ;;
     *) break ;;
   esac
 done
@@ -70,6 +72,7 @@ if [ "$failed" -ne 0 ]; then
   printf '  %-36s %5d passed, %d FAILED, exit status %d, %d s\n' "$name" "$passed" "$failed" "$status" "$seconds"
   exit 1
 fi
+[ -n "$tell" ] && sed 's/^/    /' "$log"
 found=
 [ -n "$must_fail" ] && found=", caught: $(grep -m1 -iE 'seed' "$log" | cut -c1-100)"
 printf '  %-36s %5d passed, %d s%s\n' "$name" "$passed" "$seconds" "$found"

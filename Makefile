@@ -10,7 +10,7 @@
 #
 # Parts of `make test`, each also alone:
 #   make layers  make unit  make trace  make sim SEED=7 (or SEEDS=1..100)  make mutants
-#   make asan  make tsan  make cluster
+#   make asan  make tsan  make installed  make cluster
 # One unit test:         make unit TESTS=test_slot_file
 #
 # Options: CC=gcc|clang  WERROR=1  ASAN=1 (address + undefined)  TSAN=1  BUILD=folder
@@ -262,9 +262,15 @@ cluster: $(OUT)/balsa.so
 	  --extension $(abspath $(OUT))/balsa.so || status=1;) \
 	$(SUM) && exit $$status
 
+# Installs into a temporary folder and builds an application against it.
+.PHONY: installed
+installed: all
+	@$(BEGIN); CC='$(CC)' $(RUN) installed sh tests/install/check.sh $(MAKE) --no-print-directory BUILD=$(BUILD) || status=1; \
+	$(SUM) && exit $${status:-0}
+
 # ---- The whole ----
 
-STAGES ?= layers unit trace sim mutants asan tsan cluster
+STAGES ?= layers unit trace sim mutants asan tsan installed cluster
 .PHONY: test soak
 test:
 	@sh tests/deps.sh --if-missing build
@@ -279,7 +285,7 @@ test:
 
 SOAK ?= 1
 soak:
-	@$(MAKE) --no-print-directory test RESULTS=$(OUT)/results-soak SEEDS=1..$$((10000 * $(SOAK))) \
+	+@$(MAKE) --no-print-directory test RESULTS=$(OUT)/results-soak SEEDS=1..$$((10000 * $(SOAK))) \
 	  MUTANT_SEEDS=1..20000 SCALE=$$((20 * $(SOAK)))
 
 .PHONY: demo

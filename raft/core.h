@@ -1,0 +1,219 @@
+/*
+** Inside the core: what its files share. Nothing outside raft/ includes this.
+**
+** Each event is handled to its end: it changes the state and queues messages, answers and writes;
+** raft_take_work hands these out. Messages that may go at once and messages that wait for a write
+** are told apart by `after`.
+*/
+#ifndef BALSA_RAFT_CORE_H
+#define BALSA_RAFT_CORE_H
+
+#include "log.h"
+#include "progress.h"
+#include "quorum.h"
+#include "raft.h"
+
+#define RAFT_NEVER UINT64_MAX               /* a time that does not come */
+#define RAFT_NODE_MAX ((uint64_t)INT64_MAX) /* ids are 1 … 2^63-1 */
+#define RAFT_ELECTION_NS_MAX (3600ull * 1000000000ull)
+#define RAFT_DRIFT_PERMILLE_MAX 500
+#define RAFT_APPEND_ENTRIES_MAX 1024    /* entries in one APPEND that this core sends */
+#define RAFT_UNCOMMITTED_MAX (1u << 20) /* entries proposed and not committed; more is RAFT_FULL */
+#define RAFT_MESSAGES_MAX 8192          /* messages queued between two raft_take_work; more are lost, as on a network */
+#define RAFT_READS_MAX 1024             /* reads under way, and answers not yet taken; more is RAFT_FULL */
+#define RAFT_CONFIGURATIONS_MAX 4       /* the committed one and those after it */
+#define RAFT_ROUNDS_MAX 128             /* rounds whose time of sending is kept */
+
+/* The configurations of the log from the last committed one on, by rising index. */
+struct raft_membership {
+  struct {
+    uint64_t index;
+    struct raft_configuration configuration;
+  } stack[RAFT_CONFIGURATIONS_MAX];
+  uint32_t n;
+};
+
+/* A linearizable read under way: at the leader, for itself or for a follower; or at a follower. */
+struct raft_read {
+  uint64_t context;
+  uint64_t asker;               /* id of the follower that asked; 0: raft_read here */
+  struct raft_uuid incarnation; /* of that follower */
+  uint64_t round;               /* leader: confirmed once a majority answered this round; 0: not sent yet */
+  uint64_t index;               /* leader: what must be applied, once the round is set */
+  uint64_t since;
+};
+
+struct raft {
+  struct raft_options options;
+  uint64_t random;
+  uint64_t now;
+  bool failed;
+  bool electable;
+  bool bootstrapping; /* between raft_bootstrap and the next raft_take_work */
+
+  /* Hard state (paper figure 2), and how far its writing is. */
+  uint64_t current_term, voted_for;
+  bool hard_state_dirty;     /* differs from what was given out to be written */
+  uint64_t hard_state_write; /* the number that makes it durable */
+
+  enum raft_role role;
+  uint64_t leader;
+  struct raft_log log;
+  uint64_t commit_index;
+  struct raft_membership membership;
+
+  /* Elections. */
+  uint64_t election_deadline; /* not leader: campaign then */
+  uint64_t sticky_until;      /* help nobody to replace the leader before: leases rest on it */
+  uint64_t resend_at;         /* (pre-)candidate: ask those again that have not answered */
+  enum raft_vote votes[RAFT_MEMBERS_MAX];
+
+  /* Leading. Arrays are in the order of the configuration, which does not change meanwhile. */
+  uint64_t term_index; /* its no-op */
+  uint64_t heartbeat_at;
+  bool replicate; /* there may be something to send to the members */
+  struct raft_progress progress[RAFT_MEMBERS_MAX];
+  uint64_t round; /* the latest; rises for ever */
+  uint64_t round_sent[RAFT_ROUNDS_MAX];
+
+  /* Reads. */
+  struct raft_read reads[RAFT_READS_MAX];
+  uint32_t n_reads;
+  uint64_t read_round; /* the round that reads wait for; 0: none is under way */
+
+  /* Work gathered since the last raft_take_work. */
+  bool handed_out;                    /* messages and answers were given out; gone with the next event */
+  uint64_t writes_given, writes_done; /* persist numbers */
+  uint64_t truncate_from, append_first;
+  bool noop;
+  struct raft_outgoing *messages;
+  size_t n_messages, messages_capacity;
+  struct raft_message lost; /* where a message goes for which there is no room */
+  struct raft_read_answer answers[RAFT_READS_MAX];
+  uint32_t n_answers;
+  bool configuration_changed;
+  enum raft_role told_role;
+  uint64_t told_leader, told_term, told_commit;
+};
+
+static inline bool raft_uuid_is_none(const struct raft_uuid *uuid) {
+  uint8_t any = 0;
+  for (int i = 0; i < RAFT_UUID_SIZE; i++) {
+    any |= uuid->bytes[i];
+  }
+  return any == 0;
+}
+
+/* Votes and acknowledgements count only from the incarnation that the configuration names. */
+static inline bool raft_same_incarnation(const struct raft_uuid *a, const struct raft_uuid *b) {
+#ifdef RAFT_MUTANT_WIPED_VOTER_VOTES
+  (void)a;
+  (void)b;
+  return true;
+#else
+  uint8_t difference = 0;
+  for (int i = 0; i < RAFT_UUID_SIZE; i++) {
+    difference |= a->bytes[i] ^ b->bytes[i];
+  }
+  return difference == 0;
+#endif
+}
+
+/* time + delay, at most RAFT_NEVER */
+static inline uint64_t raft_time_add(uint64_t time, uint64_t delay) {
+  return time > RAFT_NEVER - delay ? RAFT_NEVER : time + delay;
+}
+
+static inline uint64_t raft_min(uint64_t a, uint64_t b) {
+  return a < b ? a : b;
+}
+
+static inline uint64_t raft_max(uint64_t a, uint64_t b) {
+  return a > b ? a : b;
+}
+
+/* ---- configuration.c ---- */
+
+/* RAFT_INVALID if members, roles, addresses or settings make no sense. */
+int raft_configuration_check(const struct raft_configuration *configuration);
+
+/* ---- membership.c ---- */
+
+/* The one in force; n_members = 0 if there is none. */
+const struct raft_configuration *raft_members(const struct raft *raft);
+/* Its log index, 0 if there is none. */
+uint64_t raft_members_index(const struct raft *raft);
+/* Place of a member in it, or -1. */
+int raft_member_place(const struct raft *raft, uint64_t id);
+/* Place of this node with its own incarnation, or -1. */
+int raft_own_place(const struct raft *raft);
+/* Is this node, with its own incarnation, a voter? */
+bool raft_votes_itself(const struct raft *raft);
+/* Is it a majority by itself? */
+bool raft_is_alone(const struct raft *raft);
+/* Is there room for one more configuration? Those before the last committed one make room. */
+bool raft_membership_has_room(struct raft *raft);
+/* The entry at `index` is this configuration. There is room. */
+void raft_membership_push(struct raft *raft, uint64_t index, const struct raft_configuration *configuration);
+/* Entries ≥ from are gone. */
+void raft_membership_truncate(struct raft *raft, uint64_t from);
+
+/* ---- raft.c ---- */
+
+/* Queues a message; `after` = 0 or the write that it waits for. The caller fills the rest; it goes with the current term. */
+struct raft_message *raft_send(struct raft *raft, enum raft_message_type type, uint64_t to,
+                               const struct raft_uuid *incarnation, uint64_t after);
+/* The number that what changes now will be written under. */
+uint64_t raft_next_write(const struct raft *raft);
+bool raft_hard_state_is_durable(const struct raft *raft);
+/* Is a write under way for longer than an election time-out? */
+bool raft_is_stuck(const struct raft *raft);
+
+/* ---- election.c ---- */
+
+/* Follower, in this term (≥ the current one), of this leader (0: unknown). Ends a leadership and what hangs on it. */
+void raft_become_follower(struct raft *raft, uint64_t term, uint64_t leader);
+/* Draws the next time to campaign. */
+void raft_draw_election_deadline(struct raft *raft);
+void raft_election_tick(struct raft *raft);
+uint64_t raft_election_next_tick(const struct raft *raft);
+/* Counts what is there: after a vote, or when the own one became durable. */
+void raft_count_votes(struct raft *raft);
+void raft_receive_vote_request(struct raft *raft, const struct raft_message *message);
+void raft_receive_vote_result(struct raft *raft, const struct raft_message *message);
+
+/* ---- replication.c ---- */
+
+void raft_become_leader(struct raft *raft);
+void raft_leader_tick(struct raft *raft);
+uint64_t raft_leader_next_tick(const struct raft *raft);
+/* A round of its own, sent as HEARTBEAT to all members. */
+void raft_send_heartbeats(struct raft *raft);
+/* Sends each member what it lacks and the window allows. */
+void raft_replicate(struct raft *raft);
+/* Leader: commits what a majority holds. */
+void raft_advance_commit(struct raft *raft);
+/* The time of the latest contact with a majority. */
+uint64_t raft_quorum_contact(const struct raft *raft);
+void raft_receive_append(struct raft *raft, const struct raft_message *message);
+void raft_receive_append_result(struct raft *raft, const struct raft_message *message);
+void raft_receive_heartbeat(struct raft *raft, const struct raft_message *message);
+void raft_receive_heartbeat_result(struct raft *raft, const struct raft_message *message);
+
+/* ---- read.c ---- */
+
+/* raft_read, once it is known that the core has not failed. */
+int raft_begin_read(struct raft *raft, uint64_t context, enum raft_read_level level);
+/* A member answered, or something committed: answer the reads that this confirms. */
+void raft_advance_reads(struct raft *raft);
+/* Leadership, or the leader, is gone: nothing that was asked can be answered. */
+void raft_fail_reads(struct raft *raft);
+/* Gives up what has waited for an election time-out. */
+void raft_expire_reads(struct raft *raft);
+uint64_t raft_reads_next_tick(const struct raft *raft);
+/* Leader: until when no other leader can have been elected; 0 if not even now. */
+uint64_t raft_lease_until(const struct raft *raft);
+void raft_receive_read_index(struct raft *raft, const struct raft_message *message);
+void raft_receive_read_index_result(struct raft *raft, const struct raft_message *message);
+
+#endif

@@ -1,0 +1,96 @@
+/* Progress of one member, as its leader sees it. */
+#include "progress.h"
+
+#include <assert.h>
+#include <string.h>
+
+static void forget_inflight(struct raft_progress *progress) {
+  progress->inflight_head = 0;
+  progress->n_inflight = 0;
+  progress->inflight_bytes = 0;
+}
+
+void raft_progress_reset(struct raft_progress *progress, uint64_t now, uint64_t next_index) {
+  memset(progress, 0, sizeof *progress);
+  progress->state = RAFT_PROBE;
+  progress->next_index = next_index;
+  progress->waiting_since = now;
+  progress->last_contact = now;
+}
+
+bool raft_progress_may_send(const struct raft_progress *progress, uint32_t window_bytes) {
+  if (progress->state == RAFT_PROBE) {
+    return !progress->probe_sent;
+  }
+  return progress->n_inflight == 0 ||
+         (progress->n_inflight < RAFT_INFLIGHT_MAX && progress->inflight_bytes < window_bytes);
+}
+
+uint64_t raft_progress_room(const struct raft_progress *progress, uint32_t window_bytes) {
+  return progress->inflight_bytes < window_bytes ? window_bytes - progress->inflight_bytes : 0;
+}
+
+void raft_progress_sent(struct raft_progress *progress, uint64_t now, uint64_t last_index, uint64_t bytes) {
+  assert(last_index >= progress->next_index);
+  if (progress->state == RAFT_PROBE) {
+    assert(!progress->probe_sent);
+    progress->probe_sent = true;
+    progress->waiting_since = now;
+    return;
+  }
+  assert(progress->n_inflight < RAFT_INFLIGHT_MAX);
+  if (progress->n_inflight == 0) {
+    progress->waiting_since = now;
+  }
+  const uint32_t at = (progress->inflight_head + progress->n_inflight) % RAFT_INFLIGHT_MAX;
+  progress->inflight[at] = (struct raft_inflight){.last_index = last_index, .bytes = bytes};
+  progress->n_inflight++;
+  progress->inflight_bytes += bytes;
+  progress->next_index = last_index + 1;
+}
+
+static void free_inflight(struct raft_progress *progress, uint64_t index) {
+  while (progress->n_inflight > 0 && progress->inflight[progress->inflight_head].last_index <= index) {
+    assert(progress->inflight_bytes >= progress->inflight[progress->inflight_head].bytes);
+    progress->inflight_bytes -= progress->inflight[progress->inflight_head].bytes;
+    progress->inflight_head = (progress->inflight_head + 1) % RAFT_INFLIGHT_MAX;
+    progress->n_inflight--;
+  }
+}
+
+bool raft_progress_accepted(struct raft_progress *progress, uint64_t now, uint64_t index) {
+  const bool answers_probe = progress->state == RAFT_PROBE && index + 1 >= progress->next_index;
+  if (index <= progress->match_index && !answers_probe) {
+    return false;
+  }
+  progress->waiting_since = now;
+  if (index > progress->match_index) {
+    progress->match_index = index;
+  }
+  if (progress->state == RAFT_PROBE) {
+    progress->state = RAFT_REPLICATE;
+    progress->probe_sent = false;
+    progress->next_index = progress->match_index + 1;
+    forget_inflight(progress);
+    return true;
+  }
+  free_inflight(progress, index);
+  if (progress->next_index <= progress->match_index) {
+    progress->next_index = progress->match_index + 1;
+  }
+  return true;
+}
+
+bool raft_progress_is_refusal(const struct raft_progress *progress, uint64_t index) {
+  if (index == 0 || index <= progress->match_index) {
+    return false; /* an APPEND behind entry 0, or behind what matches, cannot be refused: late or nonsense */
+  }
+  return progress->state == RAFT_PROBE ? index + 1 == progress->next_index : index < progress->next_index;
+}
+
+void raft_progress_probe(struct raft_progress *progress, uint64_t next_index) {
+  progress->state = RAFT_PROBE;
+  progress->probe_sent = false;
+  progress->next_index = next_index > progress->match_index ? next_index : progress->match_index + 1;
+  forget_inflight(progress);
+}

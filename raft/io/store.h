@@ -6,7 +6,7 @@
 ** inside guards the memory, another one makes flushes one at a time. No function holds the first
 ** during disk I/O, so that append, truncate and get never wait for a disk.
 **
-** Format and the rules for torn and damaged batches: top of store.c.
+** Format and the rules for torn and damaged batches: top of segment.c.
 */
 #ifndef BALSA_RAFT_IO_STORE_H
 #define BALSA_RAFT_IO_STORE_H
@@ -28,7 +28,8 @@ struct raft_store_found {
   uint64_t first_index, last_index; /* last = first-1: empty */
   uint64_t prev_term;
   struct raft_entry_meta *entries;
-  bool cut; /* a torn last batch was cut off: nobody was told of it */
+  bool cut;   /* a torn last batch was cut off: nobody was told of it */
+  bool fresh; /* the folder held no log: a node with a term and a vote has lost it */
 };
 
 /*
@@ -44,13 +45,14 @@ void raft_store_close(struct raft_store *store);
 
 /*
 ** Appends in memory; the entry's index must be last+1. Takes a reference of the payload. `persist`
-** is the core's number of the write it belongs to (raft_work.persist); a later flush reports it.
-** 0 or -ENOMEM.
+** is the core's number of the write it belongs to (raft_work.persist); a later flush reports it. 0: the
+** number is not known yet (a proposal goes in before its work comes out); raft_store_mark tells it then.
+** Numbers never fall. 0 or -ENOMEM.
 */
 int raft_store_append(struct raft_store *store, const struct raft_entry *entry, uint64_t persist);
 /* Drops all entries >= from, in memory at once and on disk with the next flush, in order. */
 int raft_store_truncate(struct raft_store *store, uint64_t from, uint64_t persist);
-/* Nothing to write, but the number must be reported in its turn (hard state only). */
+/* Nothing more to write, but the number must be reported in its turn (hard state only, or see append). */
 void raft_store_mark(struct raft_store *store, uint64_t persist);
 
 /* Bytes appended and not yet durable: the caller slows writers down when there are many. */

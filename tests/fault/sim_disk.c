@@ -420,11 +420,14 @@ static int64_t sim_read(struct os_file *file, void *bytes, size_t size, uint64_t
   return (int64_t)size;
 }
 
-/* Any prefix: often whole sectors, sometimes to the byte, as a copy that was interrupted. */
+/*
+** Any prefix: often whole sectors, sometimes words of 8 bytes. Less does not happen: the kernel's copy is cut
+** short at the end of a page of the source or of the file, and what matters is aligned in both.
+*/
 static uint64_t draw_prefix(struct sim_disk *disk, uint64_t size, uint64_t offset) {
   uint64_t n = draw_below(disk, size + 1);
-  if (draw_below(disk, 4) == 0 || n == size) return n;
-  uint64_t over = (offset + n) % SIM_DISK_SECTOR;
+  uint64_t over = (offset + n) % (draw_below(disk, 4) ? SIM_DISK_SECTOR : 8);
+  if (n == size) return n;
   return n > over ? n - over : 0;
 }
 

@@ -1,0 +1,39 @@
+/*
+** What is on disk at start: reads all segments, cuts a torn last batch, refuses damage. The rules are at
+** the top of segment.c.
+*/
+#ifndef BALSA_RAFT_IO_RECOVERY_H
+#define BALSA_RAFT_IO_RECOVERY_H
+
+#include "segment.h"
+
+struct recovery {
+  /* Given */
+  struct os *os;
+  const char *folder;
+  struct raft_uuid incarnation;
+  char *text; /* RAFT_STORE_TEXT_MAX bytes: the sentence when it fails */
+
+  /* Found. The arrays are the caller's to free(), also after a failure. */
+  struct raft_entry_meta *metas; /* of entries first_index … first_index + n - 1 */
+  struct segment_location *locations;
+  size_t n, capacity;
+  uint64_t first_index;
+  uint64_t *salts; /* [number - 1] */
+  uint32_t n_segments;
+  uint32_t number; /* of the segment that is appended to; 0: there is none. At most one blank one follows it */
+  uint64_t offset; /* where the next batch goes in it */
+  uint64_t next_sequence, previous; /* of the next batch */
+  uint64_t bytes;                   /* of all batches */
+  uint64_t last_bytes;              /* of the last one; 0: none */
+  bool sealed;                      /* the last batch is a seal, or there is none */
+  bool cut;                         /* a torn batch was cut */
+};
+
+/*
+** Makes the folder if need be. When it returns 0 all that was found is durable, and zeros follow it.
+** -EILSEQ: damage. -EPROTO: another node's or a later version's log. Other negative errno.
+*/
+int recovery_run(struct recovery *recovery);
+
+#endif

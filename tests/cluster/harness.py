@@ -166,10 +166,10 @@ def clean_environment(library=None):
 class Node:
     """A node and the process that it lives in (worker.py)."""
 
-    def __init__(self, cluster, number, port, peer_port):
+    def __init__(self, cluster, number, port, peer_port, folder=None):
         self.cluster, self.number, self.port, self.peer_port = cluster, number, port, peer_port
-        self.folder = os.path.join(cluster.folder, f"node{number}")
-        os.makedirs(self.folder)
+        self.folder = folder or os.path.join(cluster.folder, f"node{number}")
+        os.makedirs(self.folder, exist_ok=True)
         self.database = os.path.join(self.folder, "app.db")
         self.process = None
         self.runs = 0

@@ -53,6 +53,12 @@ enum raft_forming_state {
   RAFT_FORMING_REFUSED, /* `text` names both nodes and the way out */
 };
 
+/*
+** No state is final, and none is a reason to keep Raft messages from the core: another node may have
+** formed the cluster from the same list before this one has heard of everybody. The core tells by
+** this node's incarnation whether it is meant. Formation is over when the core has a configuration.
+*/
+
 enum raft_forming_state raft_forming_state(const struct raft_forming *forming,
                                            struct raft_configuration *configuration, char *text);
 

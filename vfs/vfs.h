@@ -135,7 +135,10 @@ void vfs_database_close(struct vfs_database *database);
 
 /* ---- From the node while it runs ---- */
 
-/* [any] Own entries (proposed in the live epoch) are committed through `index`. */
+/*
+** [any] Entries through `index` are committed, those this node proposed in the live epoch among them. Never with an index
+** learned after the epoch ended: by then another node's entry may stand at an index of ours.
+*/
 void vfs_committed(struct vfs_database *database, uint64_t index);
 /* [any] The right to write is over: wakes who waits for the ticket, dooms open write transactions. */
 void vfs_epoch_lost(struct vfs_database *database);
@@ -143,10 +146,12 @@ void vfs_epoch_lost(struct vfs_database *database);
 void vfs_epoch_changed(struct vfs_database *database);
 /*
 ** After vfs_epoch_lost, on the apply thread: waits until no write transaction is open, then takes back what is
-** not committed through `commit_index`. Afterwards the database is exactly the state at `commit_index`, and only apply
-** may change it until the node grants an epoch again. `cancelled` is asked while it waits (VFS_STOPPED).
+** not committed through `commit_index`, which is what was committed at the moment when the epoch ended (own entries beyond
+** it that commit after all are applied again). Afterwards the database is exactly the state at `commit_index`, and only apply
+** may change it until the node grants an epoch again; apply goes on (again) behind `*applied`, which may be lower than
+** commit_index when a transaction in parts was under way. `cancelled` is asked while it waits (VFS_STOPPED).
 */
-int vfs_compensate(struct vfs_database *database, uint64_t commit_index, bool (*cancelled)(void *node));
+int vfs_compensate(struct vfs_database *database, uint64_t commit_index, bool (*cancelled)(void *node), uint64_t *applied);
 /* The next committed entry (and locally durable), in order, on the apply thread. text as for all. */
 int vfs_apply(struct vfs_database *database, const struct vfs_log_entry *entry, char *text);
 /* On a thread of its own or the apply thread. VFS_BUSY: a reader or writer was in the way, try again later. */

@@ -1,0 +1,754 @@
+/*
+** One SQLite connection's view of a replicated database: the io methods of its main file and of its WAL.
+**
+** SQLite does its own work on the real files; what is done here is to decide when it may (the ticket, the gate),
+** to capture what it wrote, and to tell what became of it.
+**
+** Locks of the wal-index, as SQLite asks for them:
+**   READ, shared      the start of a read transaction; of a writing statement the ticket is reserved first
+**   READ, exclusive   setting a read mark, restarting the WAL: passed on
+**   WRITE             the ticket; never passed on: the process owns byte 120 by an OFD lock
+**   CKPT              SQLITE_BUSY: only the node checkpoints
+**   RECOVER           exclusive: SQLITE_BUSY (the node keeps the wal-index valid); shared: passed on
+*/
+#include <assert.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "database.h"
+
+static pthread_mutex_t connections_mutex = PTHREAD_MUTEX_INITIALIZER;
+static struct vfs_connection *connections; /* all of the process; connections_mutex */
+
+void vfs_connection_fail(struct vfs_connection *connection, const char *format, ...) {
+  va_list arguments;
+  va_start(arguments, format);
+  vsnprintf(connection->error, sizeof connection->error, format, arguments);
+  va_end(arguments);
+}
+
+static struct vfs_connection *connection_of(sqlite3_file *file) { return (struct vfs_connection *)file; }
+
+static uint64_t deadline_of(const struct vfs_connection *connection) {
+  return os_now(connection->database->os) + connection->timeout_ms * OS_MS;
+}
+
+/* ---- What the connection's statements are doing ---- */
+
+struct statements {
+  int busy, writing;
+};
+
+static struct statements count_statements(const struct vfs_connection *connection) {
+  struct statements found = {0};
+  if (!connection->handle) return found;
+  for (sqlite3_stmt *at = sqlite3_next_stmt(connection->handle, NULL); at; at = sqlite3_next_stmt(connection->handle, at)) {
+    if (!sqlite3_stmt_busy(at)) continue;
+    found.busy++;
+    found.writing += !sqlite3_stmt_readonly(at);
+  }
+  return found;
+}
+
+static bool is_writing_statement(const struct vfs_connection *connection) {
+  return !connection->read_only && count_statements(connection).writing > 0;
+}
+
+/*
+** The code for a lost transaction (design section 1): a statement that commits by itself is run again by
+** convention on BUSY; for an explicit COMMIT the primary code must not be BUSY, whose convention is "still
+** open"; with other statements in progress only an IOERR makes the pager drop its cache.
+*/
+static int lost_code(const struct vfs_connection *connection) {
+  struct statements found = count_statements(connection);
+  if (found.busy > 1) return VFS_SQLITE_LOST;
+  return found.writing > 0 ? SQLITE_BUSY_SNAPSHOT : SQLITE_ABORT_ROLLBACK;
+}
+
+/* Does another Balsa database of the same SQLite connection hold a ticket? Then waiting here could wait for ourselves. */
+static bool holds_another_ticket(const struct vfs_connection *connection) {
+  bool found = false;
+  pthread_mutex_lock(&connections_mutex);
+  for (const struct vfs_connection *at = connections; at && !found; at = at->next)
+    found = at != connection && at->handle == connection->handle && at->handle && (at->reserved || at->writing);
+  pthread_mutex_unlock(&connections_mutex);
+  return found;
+}
+
+/* ---- A transaction over several files ---- */
+
+/* A plain SQLite file in WAL mode commits before Balsa's database is asked, if it stands before it. */
+static bool is_wal_file(sqlite3 *handle, const char *schema) {
+  sqlite3_file *file = NULL;
+  uint8_t version = 0;
+  if (sqlite3_file_control(handle, schema, SQLITE_FCNTL_FILE_POINTER, &file) != SQLITE_OK || !file || !file->pMethods)
+    return false;
+  return file->pMethods->xRead(file, &version, 1, 18) == SQLITE_OK && version == 2;
+}
+
+/*
+** A transaction that writes this database and another file is refused before anything is committed: SQLite would
+** ignore what becomes of it here, or has committed the other file already. Writes the sentence.
+*/
+static bool writes_other_file(struct vfs_connection *connection, bool is_begin) {
+  sqlite3 *handle = connection->handle;
+  bool before_own = true;
+  if (!handle || !sqlite3_db_name(handle, 1)) return false;
+  for (int i = 0;; i++) {
+    const char *schema = sqlite3_db_name(handle, i);
+    if (!schema) return false;
+    const char *filename = i == 1 ? NULL : sqlite3_db_filename(handle, schema);
+    struct vfs_connection *other = NULL;
+    sqlite3_file_control(handle, schema, VFS_FCNTL_CONNECTION, &other);
+    if (other == connection) {
+      before_own = false;
+      continue;
+    }
+    if (!filename || !*filename) continue; /* TEMP, in memory */
+    if (sqlite3_txn_state(handle, schema) == SQLITE_TXN_WRITE) {
+      vfs_connection_fail(connection, "a transaction cannot write the replicated database and %s together: it would not be "
+                                      "atomic; use a transaction for each", filename);
+      return true;
+    }
+    if (is_begin && before_own && !sqlite3_get_autocommit(handle) && !other && is_wal_file(handle, schema)) {
+      vfs_connection_fail(connection, "%s is attached before the replicated database and in WAL mode: a transaction over "
+                                      "both would not be atomic; open the replicated database first and attach the other to it",
+                          filename);
+      return true;
+    }
+  }
+}
+
+/* ---- The ticket ---- */
+
+static int refuse_write(struct vfs_connection *connection, int refusal) {
+  const char *path = connection->database->path;
+  switch (refusal) {
+    case VFS_NOT_HERE:
+      vfs_connection_fail(connection, "%s: another node leads; write there (SELECT leader_address FROM balsa_status)", path);
+      return SQLITE_READONLY;
+    case VFS_NOBODY:
+      vfs_connection_fail(connection, "%s: no node leads since %u ms (balsa_timeout); see balsa_status", path, connection->timeout_ms);
+      return SQLITE_BUSY;
+    case VFS_BUSY:
+      vfs_connection_fail(connection, "%s: other writers kept this one waiting for %u ms (balsa_timeout)", path, connection->timeout_ms);
+      return SQLITE_BUSY;
+    default:
+      vfs_connection_fail(connection, "%s: %s", path, vfs_error_text(refusal));
+      return refusal == VFS_NO_SPACE ? SQLITE_FULL : SQLITE_IOERR;
+  }
+}
+
+/* Waits for its turn and for the right to write. On refusal, `refusal` says why. */
+static bool take_ticket(struct vfs_connection *connection) {
+  struct vfs_database *database = connection->database;
+  uint64_t deadline = deadline_of(connection);
+  uint64_t queue_deadline = holds_another_ticket(connection) ? 0 : deadline;
+  for (;;) {
+    connection->refusal = VFS_BUSY;
+    if (!vfs_ticket_take(&database->ticket, connection, VFS_TICKET_BACK, queue_deadline)) return false;
+    connection->generation = atomic_load(&database->generation);
+    connection->refusal = database->methods->acquire(database->node, 0, &connection->epoch);
+    if (connection->refusal == VFS_OK && atomic_load(&database->parts_dangling)) connection->refusal = VFS_NOBODY;
+    if (connection->refusal == VFS_OK) return true;
+    vfs_ticket_give(&database->ticket, connection);
+    if (connection->refusal != VFS_NOBODY || queue_deadline == 0 || os_now(database->os) >= deadline) return false;
+    connection->refusal = database->methods->acquire(database->node, deadline, &connection->epoch);
+    if (connection->refusal != VFS_OK) return false;
+    database->methods->release(database->node, connection->epoch);
+  }
+}
+
+static void give_ticket(struct vfs_connection *connection) {
+  struct vfs_database *database = connection->database;
+  connection->reserved = connection->writing = false;
+  database->methods->release(database->node, connection->epoch);
+  vfs_ticket_give(&database->ticket, connection);
+}
+
+/* A reservation that was kept too long went to somebody else. */
+static bool still_reserved(struct vfs_connection *connection) {
+  if (connection->reserved && !vfs_ticket_use(&connection->database->ticket, connection)) connection->reserved = false;
+  return connection->reserved;
+}
+
+static bool is_doomed(const struct vfs_connection *connection) {
+  return connection->writing && atomic_load(&connection->database->generation) != connection->generation;
+}
+
+/* ---- What was seen and is not decided ---- */
+
+/*
+** A write transaction that ended without a commit leaves what it read in SQLite's cache, and one that changed
+** nothing commits what it saw: it waits for that here, and if this times out, at its next read lock.
+*/
+static void settle_seen(struct vfs_connection *connection, uint64_t sequence) {
+  if (sequence == 0) return;
+  switch (vfs_wait_sequence(connection->database, sequence, deadline_of(connection))) {
+    case VFS_FATE_COMMITTED:
+      connection->unsettled = 0;
+      break;
+    case VFS_FATE_LOST:
+      connection->unsettled = 0; /* the header has changed: SQLite drops its cache */
+      connection->pending = VFS_PENDING_LOST;
+      connection->pending_sequence = sequence;
+      break;
+    default:
+      connection->unsettled = sequence;
+      connection->pending = VFS_PENDING_UNKNOWN;
+  }
+}
+
+/* ---- READ locks ---- */
+
+/* A writing statement reserves the ticket before SQLite chooses its snapshot. */
+static void reserve(struct vfs_connection *connection) {
+  if (still_reserved(connection) || connection->refusal != VFS_OK || !is_writing_statement(connection)) return;
+  connection->reserved = take_ticket(connection);
+  connection->saw_speculation = false;
+}
+
+static int read_lock(struct vfs_connection *connection, int offset, int flags) {
+  struct vfs_database *database = connection->database;
+  struct vfs_wal_header before = {0};
+  if (atomic_load(&database->stopped) || atomic_load(&database->wal_failed)) return SQLITE_IOERR;
+  if (connection->unsettled) {
+    settle_seen(connection, connection->unsettled);
+    /* Not SQLITE_BUSY: SQLite would try a hundred times. */
+    if (connection->unsettled) return SQLITE_BUSY_TIMEOUT;
+  }
+  connection->pending = VFS_PENDING_NONE;
+  int code = vfs_wal_read_header(database->wal, &before);
+  if (code != SQLITE_OK) return code;
+  reserve(connection);
+  code = connection->real->pMethods->xShmLock(connection->real, offset, 1, flags);
+  struct vfs_wal_header after = before;
+  if (code == SQLITE_OK) code = vfs_wal_read_header(database->wal, &after);
+  connection->retry_expected = memcmp(&before, &after, sizeof before) != 0 || code == SQLITE_BUSY;
+  if (code != SQLITE_OK) {
+    if (connection->reserved) vfs_ticket_keep(&database->ticket, connection);
+    return code;
+  }
+  connection->read_lock = offset;
+  connection->snapshot = after;
+  if (connection->reserved) connection->gate = 0;
+  else vfs_gate_arm(connection);
+  return SQLITE_OK;
+}
+
+static int read_unlock(struct vfs_connection *connection, int offset, int flags) {
+  struct vfs_database *database = connection->database;
+  int code = connection->real->pMethods->xShmLock(connection->real, offset, 1, flags);
+  connection->read_lock = 0;
+  if (connection->retry_expected) {
+    if (connection->reserved) vfs_ticket_keep(&database->ticket, connection);
+    return code;
+  }
+  connection->refusal = VFS_OK;
+  if (!still_reserved(connection)) return code;
+  /* It was no writer of this database after all. */
+  pthread_mutex_lock(&database->mutex);
+  vfs_settle(database);
+  uint64_t seen = connection->saw_speculation && database->in_flight_count > 0 ? vfs_newest_sequence(database) : 0;
+  pthread_mutex_unlock(&database->mutex);
+  give_ticket(connection);
+  settle_seen(connection, seen);
+  return code;
+}
+
+/* ---- WRITE ---- */
+
+static int write_grant(struct vfs_connection *connection) {
+  struct vfs_database *database = connection->database;
+  if (writes_other_file(connection, true)) {
+    give_ticket(connection);
+    return SQLITE_ERROR;
+  }
+  pthread_mutex_lock(&database->mutex);
+  vfs_settle(database);
+  connection->base_sequence = database->in_flight_count > 0 ? vfs_newest_sequence(database) : 0;
+  pthread_mutex_unlock(&database->mutex);
+  connection->reserved = false;
+  connection->writing = true;
+  connection->gate = 0;
+  connection->error[0] = 0;
+  int code = vfs_wal_reserve(database->wal, VFS_RESERVE_FRAMES);
+  if (code == SQLITE_OK && connection->strict && connection->base_sequence) {
+    enum vfs_fate fate = vfs_wait_sequence(database, connection->base_sequence, deadline_of(connection));
+    if (fate != VFS_FATE_COMMITTED) code = fate == VFS_FATE_LOST ? SQLITE_BUSY_SNAPSHOT : SQLITE_BUSY;
+  }
+  if (code != SQLITE_OK) give_ticket(connection);
+  return code;
+}
+
+static int write_lock(struct vfs_connection *connection) {
+  struct vfs_database *database = connection->database;
+  struct vfs_wal_header live;
+  if (connection->read_lock == 0) return SQLITE_BUSY; /* only wants to check a torn header */
+  if (connection->read_only) return SQLITE_READONLY;
+  if (connection->refusal != VFS_OK) {
+    int refusal = connection->refusal;
+    connection->refusal = VFS_OK;
+    return refuse_write(connection, refusal);
+  }
+  if (!still_reserved(connection)) {
+    /* A read transaction that goes on to write. What others wrote since cannot be caught up with. */
+    uint64_t epoch = 0;
+    connection->refusal = database->methods->acquire(database->node, 0, &epoch);
+    if (connection->refusal == VFS_NOT_HERE) {
+      connection->refusal = VFS_OK;
+      return refuse_write(connection, VFS_NOT_HERE);
+    }
+    if (connection->refusal == VFS_OK) database->methods->release(database->node, epoch);
+    int code = vfs_wal_read_header(database->wal, &live);
+    if (code == SQLITE_OK && memcmp(&live, &connection->snapshot, sizeof live) != 0) code = SQLITE_BUSY_SNAPSHOT;
+    connection->refusal = VFS_OK;
+    if (code != SQLITE_OK) return code;
+    if (!take_ticket(connection)) {
+      int refusal = connection->refusal;
+      connection->refusal = VFS_OK;
+      return refuse_write(connection, refusal);
+    }
+    connection->reserved = true;
+  }
+  return write_grant(connection);
+}
+
+static int write_unlock(struct vfs_connection *connection) {
+  if (!connection->writing) return SQLITE_OK;
+  connection->pending = VFS_PENDING_NONE;
+  int code = vfs_capture(connection);
+  bool changed_nothing = code == SQLITE_OK && connection->pending == VFS_PENDING_NONE;
+  give_ticket(connection);
+  if (changed_nothing) settle_seen(connection, connection->base_sequence);
+  return code;
+}
+
+static int shm_lock(sqlite3_file *file, int offset, int n, int flags) {
+  struct vfs_connection *connection = connection_of(file);
+  bool is_lock = (flags & SQLITE_SHM_LOCK) != 0;
+  bool is_shared = (flags & SQLITE_SHM_SHARED) != 0;
+  if (offset >= VFS_WAL_LOCK_READ(0)) {
+    if (is_shared) return is_lock ? read_lock(connection, offset, flags) : read_unlock(connection, offset, flags);
+  } else if (!is_shared) {
+    if (offset == VFS_WAL_LOCK_WRITE) return is_lock ? write_lock(connection) : write_unlock(connection);
+    return is_lock ? SQLITE_BUSY : SQLITE_OK;
+  }
+  return connection->real->pMethods->xShmLock(connection->real, offset, n, flags);
+}
+
+/* ---- The end of a COMMIT ---- */
+
+/* A transaction that was taken back and commits after all is applied again: its connection sees it then. */
+static void wait_applied(struct vfs_connection *connection, uint64_t deadline) {
+  struct vfs_database *database = connection->database;
+  pthread_mutex_lock(&database->mutex);
+  vfs_settle(database);
+  while (vfs_is_lost(database, connection->pending_sequence) && database->committed.index < connection->pending_token.index) {
+    if (os_condition_wait(database->os, &database->changed, &database->mutex, deadline) != 0) break;
+  }
+  pthread_mutex_unlock(&database->mutex);
+}
+
+/* Lost is told once the WAL shows it no longer. */
+static bool wait_taken_back(struct vfs_connection *connection, uint64_t deadline) {
+  struct vfs_database *database = connection->database;
+  pthread_mutex_lock(&database->mutex);
+  bool is_back = vfs_is_lost(database, connection->pending_sequence);
+  while (!is_back) {
+    if (os_condition_wait(database->os, &database->changed, &database->mutex, deadline) != 0) break;
+    is_back = vfs_is_lost(database, connection->pending_sequence);
+  }
+  pthread_mutex_unlock(&database->mutex);
+  return is_back;
+}
+
+static int tell_lost(struct vfs_connection *connection) {
+  if (!connection->error[0])
+    vfs_connection_fail(connection, "the transaction is lost: leadership changed before a majority had it; run it again");
+  return lost_code(connection);
+}
+
+static int tell_unknown(struct vfs_connection *connection) {
+  vfs_connection_fail(connection, "the outcome of the transaction is unknown: no majority has answered for %u ms (balsa_timeout); "
+                                  "SELECT balsa_outcome(balsa_last_commit()) tells it later",
+                      connection->timeout_ms);
+  return VFS_SQLITE_UNKNOWN;
+}
+
+static int commit_phase_two(struct vfs_connection *connection) {
+  struct vfs_database *database = connection->database;
+  enum vfs_pending pending = connection->pending;
+  connection->pending = VFS_PENDING_NONE;
+  if (pending == VFS_PENDING_NONE) return SQLITE_OK;
+  if (pending == VFS_PENDING_LOST) return tell_lost(connection);
+  if (pending == VFS_PENDING_UNKNOWN) {
+    connection->unsettled = 0; /* the error drops the cache */
+    return tell_unknown(connection);
+  }
+  uint64_t deadline = deadline_of(connection);
+  switch (database->methods->wait(database->node, connection->pending_token, deadline)) {
+    case VFS_FATE_COMMITTED:
+      wait_applied(connection, deadline);
+      return SQLITE_OK;
+    case VFS_FATE_LOST:
+      return wait_taken_back(connection, deadline) ? tell_lost(connection) : tell_unknown(connection);
+    default:
+      return tell_unknown(connection);
+  }
+}
+
+/* ---- Reads and writes ---- */
+
+/* Before any page is read. A mere reservation reads page 1 only, then it is a reader after all. */
+static int before_read(struct vfs_connection *connection, bool is_first_page) {
+  struct vfs_database *database = connection->database;
+  if (atomic_load(&database->stopped)) return SQLITE_IOERR;
+  if (atomic_load(&database->wal_failed) && connection->read_lock) return SQLITE_IOERR;
+  if (is_doomed(connection)) {
+    vfs_connection_fail(connection, "the transaction is lost: leadership ended while it was open; run it again");
+    return sqlite3_get_autocommit(connection->handle) ? lost_code(connection) : VFS_SQLITE_LOST;
+  }
+  if (connection->reserved && !connection->writing) {
+    if (is_first_page) {
+      connection->saw_speculation = true;
+    } else {
+      vfs_gate_arm(connection);
+      give_ticket(connection);
+    }
+  }
+  return connection->read_lock ? vfs_gate_pass(connection) : SQLITE_OK;
+}
+
+static int main_read(sqlite3_file *file, void *bytes, int amount, sqlite3_int64 offset) {
+  struct vfs_connection *connection = connection_of(file);
+  if (connection->gate || connection->reserved || connection->writing || atomic_load(&connection->database->stopped)) {
+    int code = before_read(connection, offset < (sqlite3_int64)connection->database->page_size);
+    if (code != SQLITE_OK) return code;
+  }
+  if (!atomic_load(&connection->database->ready)) {
+    memset(bytes, 0, (size_t)amount);
+    return SQLITE_IOERR_SHORT_READ;
+  }
+  return connection->real->pMethods->xRead(connection->real, bytes, amount, offset);
+}
+
+static int main_write(sqlite3_file *file, const void *bytes, int amount, sqlite3_int64 offset) {
+  (void)bytes, (void)amount, (void)offset;
+  vfs_connection_fail(connection_of(file), "only the node writes the database file; commits go through the WAL");
+  return SQLITE_READONLY;
+}
+
+static int main_truncate(sqlite3_file *file, sqlite3_int64 size) { return main_write(file, NULL, 0, size); }
+
+static int main_sync(sqlite3_file *file, int flags) {
+  (void)file, (void)flags;
+  return SQLITE_OK; /* the log is what is durable */
+}
+
+/* Until the node has made WAL and wal-index beside page 1, the database is empty to its connections. */
+static int main_file_size(sqlite3_file *file, sqlite3_int64 *size) {
+  sqlite3_file *real = connection_of(file)->real;
+  *size = 0;
+  if (!atomic_load(&connection_of(file)->database->ready)) return SQLITE_OK;
+  return real->pMethods->xFileSize(real, size);
+}
+
+/* A connection that writes before the database has a first page waits for it here. */
+static int main_lock(sqlite3_file *file, int level) {
+  struct vfs_connection *connection = connection_of(file);
+  struct vfs_database *database = connection->database;
+  if (atomic_load(&database->stopped)) return SQLITE_IOERR;
+  if (level > SQLITE_LOCK_SHARED) {
+    if (atomic_load(&database->ready)) return SQLITE_BUSY;
+    return refuse_write(connection, VFS_NOBODY);
+  }
+  if (!atomic_load(&database->ready) && is_writing_statement(connection)) {
+    uint64_t epoch = 0;
+    if (database->methods->acquire(database->node, deadline_of(connection), &epoch) == VFS_OK)
+      database->methods->release(database->node, epoch);
+  }
+  return connection->real->pMethods->xLock(connection->real, level);
+}
+
+static int main_unlock(sqlite3_file *file, int level) {
+  sqlite3_file *real = connection_of(file)->real;
+  return real->pMethods->xUnlock(real, level);
+}
+
+static int main_check_reserved(sqlite3_file *file, int *result) {
+  (void)file;
+  *result = 0;
+  return SQLITE_OK;
+}
+
+/* ---- File controls and pragmas ---- */
+
+static int pragma_journal_mode(const char *value, char **result) {
+  if (!value || sqlite3_stricmp(value, "wal") == 0) return SQLITE_NOTFOUND;
+  *result = sqlite3_mprintf("a replicated database stays in WAL mode: journal_mode=%s is refused", value);
+  return SQLITE_ERROR;
+}
+
+static int pragma_locking_mode(const char *value, char **result) {
+  if (!value || sqlite3_stricmp(value, "exclusive") != 0) return SQLITE_NOTFOUND;
+  *result = sqlite3_mprintf("locking_mode=EXCLUSIVE is refused: the node must be able to apply and checkpoint");
+  return SQLITE_ERROR;
+}
+
+static int pragma_timeout(struct vfs_connection *connection, const char *value, char **result) {
+  if (value) {
+    char *end = NULL;
+    unsigned long long milliseconds = strtoull(value, &end, 10);
+    if (!*value || *end || *value == '-' || milliseconds == 0 || milliseconds > VFS_TIMEOUT_MS_MAX) {
+      *result = sqlite3_mprintf("balsa_timeout takes milliseconds, 1 to %u, not '%s'", VFS_TIMEOUT_MS_MAX, value);
+      return SQLITE_ERROR;
+    }
+    connection->timeout_ms = (uint32_t)milliseconds;
+  }
+  *result = sqlite3_mprintf("%u", connection->timeout_ms);
+  return SQLITE_OK;
+}
+
+static int pragma_strict(struct vfs_connection *connection, const char *value, char **result) {
+  static const char *const words[] = {"off", "0", "no", "false", "on", "1", "yes", "true"};
+  if (value) {
+    size_t i = 0;
+    while (i < 8 && sqlite3_stricmp(value, words[i]) != 0) i++;
+    if (i == 8) {
+      *result = sqlite3_mprintf("balsa_strict is on or off, not '%s'", value);
+      return SQLITE_ERROR;
+    }
+    connection->strict = i >= 4;
+  }
+  *result = sqlite3_mprintf("%d", connection->strict);
+  return SQLITE_OK;
+}
+
+static int pragma(struct vfs_connection *connection, char **arguments) {
+  const char *name = arguments[1];
+  if (sqlite3_stricmp(name, "journal_mode") == 0) return pragma_journal_mode(arguments[2], &arguments[0]);
+  if (sqlite3_stricmp(name, "locking_mode") == 0) return pragma_locking_mode(arguments[2], &arguments[0]);
+  if (sqlite3_stricmp(name, "balsa_timeout") == 0) return pragma_timeout(connection, arguments[2], &arguments[0]);
+  if (sqlite3_stricmp(name, "balsa_strict") == 0) return pragma_strict(connection, arguments[2], &arguments[0]);
+  return SQLITE_NOTFOUND;
+}
+
+static int main_control(sqlite3_file *file, int op, void *argument) {
+  struct vfs_connection *connection = connection_of(file);
+  switch (op) {
+    case SQLITE_FCNTL_PDB:
+      pthread_mutex_lock(&connections_mutex);
+      connection->handle = *(sqlite3 **)argument;
+      pthread_mutex_unlock(&connections_mutex);
+      return SQLITE_OK;
+    case SQLITE_FCNTL_COMMIT_PHASETWO:
+      return commit_phase_two(connection);
+    case SQLITE_FCNTL_PRAGMA:
+      return pragma(connection, argument);
+    case VFS_FCNTL_CONNECTION:
+      *(struct vfs_connection **)argument = connection;
+      return SQLITE_OK;
+    case SQLITE_FCNTL_VFSNAME:
+      *(char **)argument = sqlite3_mprintf(VFS_NAME "/%s", connection->database->base->zName);
+      return SQLITE_OK;
+    case SQLITE_FCNTL_CHUNK_SIZE:
+    case SQLITE_FCNTL_SIZE_HINT:
+      return SQLITE_OK; /* the node sizes the file */
+    default:
+      return connection->real->pMethods->xFileControl(connection->real, op, argument);
+  }
+}
+
+static int main_sector_size(sqlite3_file *file) {
+  sqlite3_file *real = connection_of(file)->real;
+  return real->pMethods->xSectorSize(real);
+}
+
+/* Without POWERSAFE_OVERWRITE sqlite3WalFrames pads a commit with repeated frames. */
+static int main_characteristics(sqlite3_file *file) {
+  sqlite3_file *real = connection_of(file)->real;
+  return real->pMethods->xDeviceCharacteristics(real) | SQLITE_IOCAP_POWERSAFE_OVERWRITE;
+}
+
+static int main_shm_map(sqlite3_file *file, int region, int size, int extend, void volatile **map) {
+  sqlite3_file *real = connection_of(file)->real;
+  return real->pMethods->xShmMap(real, region, size, extend, map);
+}
+
+static void main_shm_barrier(sqlite3_file *file) {
+  sqlite3_file *real = connection_of(file)->real;
+  real->pMethods->xShmBarrier(real);
+}
+
+static int main_shm_unmap(sqlite3_file *file, int delete_it) {
+  (void)delete_it; /* the node's own handle keeps it */
+  sqlite3_file *real = connection_of(file)->real;
+  return real->pMethods->xShmUnmap(real, 0);
+}
+
+static void unregister(struct vfs_connection *connection) {
+  pthread_mutex_lock(&connections_mutex);
+  struct vfs_connection **at = &connections;
+  while (*at != connection) at = &(*at)->next;
+  *at = connection->next;
+  pthread_mutex_unlock(&connections_mutex);
+}
+
+static int main_close(sqlite3_file *file) {
+  struct vfs_connection *connection = connection_of(file);
+  if (connection->reserved || connection->writing) give_ticket(connection);
+  unregister(connection);
+  int code = connection->real->pMethods->xClose(connection->real);
+  vfs_database_detach(connection->database);
+  connection->file.pMethods = NULL;
+  return code;
+}
+
+/* Version 2: no xFetch, so that every page that SQLite does not have yet comes through xRead. */
+static const sqlite3_io_methods main_methods = {
+    .iVersion = 2,
+    .xClose = main_close,
+    .xRead = main_read,
+    .xWrite = main_write,
+    .xTruncate = main_truncate,
+    .xSync = main_sync,
+    .xFileSize = main_file_size,
+    .xLock = main_lock,
+    .xUnlock = main_unlock,
+    .xCheckReservedLock = main_check_reserved,
+    .xFileControl = main_control,
+    .xSectorSize = main_sector_size,
+    .xDeviceCharacteristics = main_characteristics,
+    .xShmMap = main_shm_map,
+    .xShmLock = shm_lock,
+    .xShmBarrier = main_shm_barrier,
+    .xShmUnmap = main_shm_unmap,
+};
+
+int vfs_connection_open(struct vfs_connection *connection, struct vfs_database *database, int flags) {
+  connection->database = database;
+  connection->read_only = (flags & SQLITE_OPEN_READONLY) != 0;
+  connection->timeout_ms = database->commit_timeout_ms;
+  pthread_mutex_lock(&connections_mutex);
+  connection->next = connections;
+  connections = connection;
+  pthread_mutex_unlock(&connections_mutex);
+  connection->file.pMethods = &main_methods;
+  return SQLITE_OK;
+}
+
+/* ---- The WAL file ---- */
+
+static struct vfs_wal_file *wal_of(sqlite3_file *file) { return (struct vfs_wal_file *)file; }
+
+static uint32_t frame_at(const struct vfs_database *database, sqlite3_int64 offset) {
+  if (offset < VFS_WAL_HEADER_SIZE) return 0;
+  return (uint32_t)((offset - VFS_WAL_HEADER_SIZE) / (VFS_WAL_FRAME_HEADER_SIZE + (sqlite3_int64)database->page_size)) + 1;
+}
+
+static int wal_read(sqlite3_file *file, void *bytes, int amount, sqlite3_int64 offset) {
+  struct vfs_wal_file *wal = wal_of(file);
+  struct vfs_connection *connection = wal->connection;
+  struct vfs_database *database = connection->database;
+  if (connection->gate || connection->reserved || connection->writing || atomic_load(&database->stopped)) {
+    uint32_t frame = frame_at(database, offset);
+    bool is_first_page = connection->reserved && frame && vfs_wal_frame_page(database->wal, frame) == 1;
+    int code = before_read(connection, is_first_page);
+    if (code != SQLITE_OK) return code;
+  }
+  return wal->real->pMethods->xRead(wal->real, bytes, amount, offset);
+}
+
+static int wal_write(sqlite3_file *file, const void *bytes, int amount, sqlite3_int64 offset) {
+  struct vfs_wal_file *wal = wal_of(file);
+  struct vfs_connection *connection = wal->connection;
+  struct vfs_database *database = connection->database;
+  if (is_doomed(connection) || atomic_load(&database->stopped)) {
+    vfs_connection_fail(connection, "the transaction is lost: leadership ended while it was open; run it again");
+    return sqlite3_get_autocommit(connection->handle) ? lost_code(connection) : VFS_SQLITE_LOST;
+  }
+  if (amount == VFS_WAL_FRAME_HEADER_SIZE) {
+    uint32_t frame = frame_at(database, offset);
+    /* The wal-index must not fail to grow after the frames are written. */
+    if (frame % (VFS_RESERVE_FRAMES / 2) == 0) {
+      int code = vfs_wal_reserve(database->wal, frame + VFS_RESERVE_FRAMES - database->header.max_frame);
+      if (code != SQLITE_OK) return code;
+    }
+    if (writes_other_file(connection, false)) return SQLITE_ERROR;
+  }
+  return wal->real->pMethods->xWrite(wal->real, bytes, amount, offset);
+}
+
+static int wal_close(sqlite3_file *file) {
+  sqlite3_file *real = wal_of(file)->real;
+  int code = real->pMethods->xClose(real);
+  file->pMethods = NULL;
+  return code;
+}
+static int wal_truncate(sqlite3_file *file, sqlite3_int64 size) {
+  (void)file, (void)size;
+  return SQLITE_OK; /* the node keeps the WAL's size */
+}
+static int wal_sync(sqlite3_file *file, int flags) {
+  (void)file, (void)flags;
+  return SQLITE_OK; /* a cache: thrown away at start */
+}
+static int wal_file_size(sqlite3_file *file, sqlite3_int64 *size) {
+  sqlite3_file *real = wal_of(file)->real;
+  return real->pMethods->xFileSize(real, size);
+}
+static int wal_lock(sqlite3_file *file, int level) {
+  (void)file, (void)level;
+  return SQLITE_OK;
+}
+static int wal_check_reserved(sqlite3_file *file, int *result) { return main_check_reserved(file, result); }
+static int wal_control(sqlite3_file *file, int op, void *argument) {
+  (void)file, (void)op, (void)argument;
+  return SQLITE_NOTFOUND;
+}
+static int wal_sector_size(sqlite3_file *file) {
+  sqlite3_file *real = wal_of(file)->real;
+  return real->pMethods->xSectorSize(real);
+}
+static int wal_characteristics(sqlite3_file *file) {
+  sqlite3_file *real = wal_of(file)->real;
+  return real->pMethods->xDeviceCharacteristics(real) | SQLITE_IOCAP_POWERSAFE_OVERWRITE;
+}
+
+const sqlite3_io_methods vfs_wal_methods = {
+    .iVersion = 1,
+    .xClose = wal_close,
+    .xRead = wal_read,
+    .xWrite = wal_write,
+    .xTruncate = wal_truncate,
+    .xSync = wal_sync,
+    .xFileSize = wal_file_size,
+    .xLock = wal_lock,
+    .xUnlock = wal_lock,
+    .xCheckReservedLock = wal_check_reserved,
+    .xFileControl = wal_control,
+    .xSectorSize = wal_sector_size,
+    .xDeviceCharacteristics = wal_characteristics,
+};
+
+/* ---- For SQL functions ---- */
+
+struct vfs_connection *vfs_connection_find(sqlite3 *db, const char *schema) {
+  struct vfs_connection *found = NULL;
+  if (schema) {
+    if (sqlite3_file_control(db, schema, VFS_FCNTL_CONNECTION, &found) != SQLITE_OK) return NULL;
+    return found;
+  }
+  for (int i = 0; !found && (schema = sqlite3_db_name(db, i)) != NULL; i++)
+    sqlite3_file_control(db, schema, VFS_FCNTL_CONNECTION, &found);
+  return found;
+}
+
+struct vfs_database *vfs_connection_database(struct vfs_connection *connection) { return connection->database; }
+struct vfs_token vfs_connection_last_commit(struct vfs_connection *connection) { return connection->last_commit; }
+const char *vfs_connection_error(struct vfs_connection *connection) { return connection->error; }
+bool vfs_connection_is_writing(struct vfs_connection *connection) { return connection->writing || connection->reserved; }
+uint32_t vfs_connection_timeout_ms(struct vfs_connection *connection) { return connection->timeout_ms; }

@@ -1,0 +1,517 @@
+/*
+** One replicated database in this process: its files, from the moment the node takes them until it lets go.
+**
+** In the folder <database>-balsa/ vfs/ keeps `lock` (ownership.h) and `database` (marks.h).
+*/
+#include "database.h"
+
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "../ext/bytes.h"
+
+/* How long a start waits for the read transactions of a plain process that has the file open. */
+#define START_READERS_MS 5000
+
+int vfs_error_of_sqlite(int code) {
+  switch (code & 0xff) {
+    case SQLITE_OK:
+      return VFS_OK;
+    case SQLITE_FULL:
+      return VFS_NO_SPACE;
+    case SQLITE_NOMEM:
+      return VFS_NO_MEMORY;
+    case SQLITE_BUSY:
+    case SQLITE_PROTOCOL:
+      return VFS_BUSY;
+    default:
+      return VFS_IO;
+  }
+}
+
+static int error_of_errno(int error) {
+  switch (error) {
+    case 0:
+      return VFS_OK;
+    case -ENOSPC:
+    case -EDQUOT:
+      return VFS_NO_SPACE;
+    case -ENOMEM:
+      return VFS_NO_MEMORY;
+    case -EBUSY:
+      return VFS_BUSY;
+    case -EILSEQ:
+    case -EPROTO:
+      return VFS_DAMAGED;
+    default:
+      return VFS_IO;
+  }
+}
+
+const char *vfs_error_text(int error) {
+  switch (error) {
+    case VFS_OK:
+      return "no error";
+    case VFS_NOT_HERE:
+      return "another node leads";
+    case VFS_NOBODY:
+      return "no node leads";
+    case VFS_STOPPED:
+      return "the node has stopped";
+    case VFS_NO_MEMORY:
+      return "out of memory";
+    case VFS_NO_SPACE:
+      return "a disk is full; make room";
+    case VFS_IO:
+      return "a disk failed (see the system's log)";
+    case VFS_DIFFERS:
+      return "this replica differs from the log";
+    case VFS_DAMAGED:
+      return "a change set or a file makes no sense";
+    case VFS_BUSY:
+      return "a reader or writer is in the way";
+    case VFS_TOO_LARGE:
+      return "it is too large";
+    default:
+      return "unknown error";
+  }
+}
+
+void vfs_set_blocked(struct vfs_database *database, const char *format, ...) {
+  va_list arguments;
+  va_start(arguments, format);
+  pthread_mutex_lock(&database->mutex);
+  vsnprintf(database->blocked, sizeof database->blocked, format, arguments);
+  pthread_mutex_unlock(&database->mutex);
+  va_end(arguments);
+}
+
+bool vfs_database_take(struct vfs_database *database, const void *holder, enum vfs_ticket_place place, uint64_t deadline) {
+  return vfs_ticket_take(&database->ticket, holder, place, deadline);
+}
+
+int vfs_write_marks(struct vfs_database *database, const struct vfs_marks *marks) {
+  int error = error_of_errno(vfs_marks_write(database->marks_file, marks));
+  if (error) return error;
+  pthread_mutex_lock(&database->mutex);
+  database->marks = *marks;
+  pthread_mutex_unlock(&database->mutex);
+  return VFS_OK;
+}
+
+/* ---- Whether WAL and wal-index are still as this node left them ---- */
+
+/* What a wal-index of ours says: nobody else has checkpointed (nBackfill) or restarted (salt) it since. */
+static uint64_t nonce_value(uint64_t nonce, uint32_t backfilled, const uint32_t salt[2]) {
+  uint64_t parts[3] = {nonce, backfilled, (uint64_t)salt[0] << 32 | salt[1]};
+  return vfs_page_hash(0, parts, sizeof parts);
+}
+
+void vfs_refresh_nonce(struct vfs_database *database) {
+  struct vfs_wal_header live;
+  if (vfs_wal_read_header(database->wal, &live) != SQLITE_OK) return;
+  pthread_mutex_lock(&database->mutex);
+  uint64_t nonce = database->marks.nonce;
+  pthread_mutex_unlock(&database->mutex);
+  vfs_wal_set_nonce(database->wal, nonce_value(nonce, vfs_wal_backfilled(database->wal), live.salt));
+}
+
+/* Reads the -shm as the last node left it. Offsets: WalIndexHdr and WalCkptInfo, top of wal.c. */
+static bool shm_is_ours(struct vfs_database *database) {
+  char path[OS_PATH_MAX];
+  uint8_t bytes[136];
+  struct os_file *file = NULL;
+  snprintf(path, sizeof path, "%s-shm", database->path);
+  if (os_open(database->os, path, OS_OPEN_READ, &file) != 0) return false;
+  int64_t n = os_read(file, bytes, sizeof bytes, 0);
+  os_close(file);
+  if (n != (int64_t)sizeof bytes) return false;
+  uint32_t backfilled, attempted, salt[2];
+  uint64_t nonce;
+  memcpy(salt, bytes + 32, 8);
+  memcpy(&backfilled, bytes + 96, 4);
+  memcpy(&nonce, bytes + 120, 8);
+  memcpy(&attempted, bytes + 128, 4);
+  return attempted == backfilled && nonce == nonce_value(database->marks.nonce, backfilled, salt);
+}
+
+static void stat_file(const struct vfs_database *database, const uint8_t header[100], struct vfs_marks *marks) {
+  struct stat status;
+  if (stat(database->path, &status) != 0) memset(&status, 0, sizeof status);
+  marks->size_bytes = (uint64_t)status.st_size;
+  marks->mtime_ns = (uint64_t)status.st_mtim.tv_sec * OS_SECOND + (uint64_t)status.st_mtim.tv_nsec;
+  marks->inode = status.st_ino;
+  marks->change_counter = (uint32_t)header[24] << 24 | (uint32_t)header[25] << 16 | (uint32_t)header[26] << 8 | header[27];
+}
+
+static bool is_as_stopped(struct vfs_database *database) {
+  uint8_t header[100] = {0};
+  struct vfs_marks now = {0};
+  if (!database->marks.stopped_in_order) return false;
+  if (database->file->pMethods->xRead(database->file, header, sizeof header, 0) != SQLITE_OK) return false;
+  stat_file(database, header, &now);
+  return now.size_bytes == database->marks.size_bytes && now.mtime_ns == database->marks.mtime_ns &&
+         now.inode == database->marks.inode && now.change_counter == database->marks.change_counter;
+}
+
+/* ---- Open ---- */
+
+static sqlite3_file *open_base(struct vfs_database *database, const char *name, int flags, int *code) {
+  sqlite3_file *file = calloc(1, (size_t)database->base->szOsFile);
+  int out_flags = 0;
+  *code = file ? database->base->xOpen(database->base, name, file, flags, &out_flags) : SQLITE_NOMEM;
+  if (*code == SQLITE_OK) return file;
+  free(file);
+  return NULL;
+}
+
+static void close_base(sqlite3_file **file) {
+  if (!*file) return;
+  (*file)->pMethods->xClose(*file);
+  free(*file);
+  *file = NULL;
+}
+
+int vfs_database_set_page_size(struct vfs_database *database, uint32_t page_size) {
+  if (database->page_size == page_size && database->encoder) return VFS_OK;
+  vfs_encoder_free(database->encoder);
+  vfs_decoder_free(database->decoder);
+  free(database->before);
+  free(database->after);
+  database->encoder = vfs_encoder_new(page_size);
+  database->decoder = vfs_decoder_new(page_size);
+  database->before = malloc(page_size);
+  database->after = malloc(page_size);
+  database->page_size = page_size;
+  bool ok = database->encoder && database->decoder && database->before && database->after;
+  return ok ? VFS_OK : VFS_NO_MEMORY;
+}
+
+/* What the file's header says. */
+static int look(struct vfs_database *database, struct vfs_found *found, char *text) {
+  uint8_t header[100] = {0};
+  sqlite3_int64 size = 0;
+  int code = database->file->pMethods->xFileSize(database->file, &size);
+  found->has_content = size > 0;
+  if (code == SQLITE_OK && size > 0) code = database->file->pMethods->xRead(database->file, header, sizeof header, 0);
+  if (code == SQLITE_IOERR_SHORT_READ || (size > 0 && memcmp(header, "SQLite format 3", 16) != 0)) {
+    snprintf(text, VFS_TEXT_MAX, "%s is not a SQLite database", database->path);
+    return VFS_DAMAGED;
+  }
+  if (code != SQLITE_OK) {
+    snprintf(text, VFS_TEXT_MAX, "%s cannot be read (SQLite error %d)", database->path, code);
+    return VFS_IO;
+  }
+  uint32_t page_size = (uint32_t)header[16] << 8 | header[17];
+  found->page_size = page_size == 1 ? 65536 : page_size;
+  if (found->has_content) found->pages = (uint32_t)(size / found->page_size);
+  found->auto_vacuum = header[55] || header[54] || header[53] || header[52] ? (header[67] ? 2 : 1) : 0;
+  return VFS_OK;
+}
+
+static int open_files(struct vfs_database *database, struct vfs_found *found, char *text) {
+  char path[OS_PATH_MAX];
+  int code = SQLITE_OK;
+  database->file = open_base(database, database->name, SQLITE_OPEN_MAIN_DB | SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE, &code);
+  if (!database->file) {
+    snprintf(text, VFS_TEXT_MAX, "%s cannot be opened for writing (SQLite error %d)", database->path, code);
+    return VFS_IO;
+  }
+  int error = error_of_errno(vfs_ownership_take(database->path, database->folder, &database->ownership, text));
+  if (error) return error;
+  snprintf(path, sizeof path, "%s/database", database->folder);
+  error = vfs_marks_open(database->os, path, &database->marks, &found->has_marks, &database->marks_file);
+  if (error) {
+    snprintf(text, VFS_TEXT_MAX, "%s: %s; restore it from a copy, or remove the folder to start as a new node", path,
+             error == -EILSEQ ? "both records are damaged" : error == -EPROTO ? "written by another program or version" : strerror(-error));
+    return error_of_errno(error);
+  }
+  found->checkpointed = database->marks.checkpointed;
+  found->begun = database->marks.begun;
+  error = look(database, found, text);
+  if (error && found->has_marks) { /* the log is the truth: redo makes it again */
+    found->has_content = true;
+    found->page_size = database->marks.page_size;
+    error = VFS_OK;
+  }
+  return error;
+}
+
+int vfs_database_open(const struct vfs_database_options *options, struct vfs_database **out, struct vfs_found *found, char *text) {
+  char journal[OS_PATH_MAX], wal[OS_PATH_MAX];
+  struct vfs_database *database = calloc(1, sizeof *database);
+  *out = NULL;
+  memset(found, 0, sizeof *found);
+  if (!database) return VFS_NO_MEMORY;
+  database->os = options->os;
+  database->base = options->base;
+  database->methods = options->methods;
+  database->node = options->node;
+  database->commit_timeout_ms = options->commit_timeout_ms;
+  database->checkpoint_frames = options->checkpoint_frames ? options->checkpoint_frames : VFS_CHECKPOINT_FRAMES;
+  vfs_ticket_init(&database->ticket, database->os);
+  pthread_mutex_init(&database->checkpoint, NULL);
+  pthread_mutex_init(&database->mutex, NULL);
+  os_condition_init(&database->changed);
+  snprintf(journal, sizeof journal, "%s-journal", options->path);
+  snprintf(wal, sizeof wal, "%s-wal", options->path);
+  database->path = strdup(options->path);
+  database->folder = strdup(options->folder);
+  database->name = sqlite3_create_filename(options->path, journal, wal, 0, NULL);
+  database->boundaries = malloc(VFS_BOUNDARIES_MAX * sizeof *database->boundaries);
+  int error = VFS_NO_MEMORY;
+  if (database->path && database->folder && database->name && database->boundaries) error = open_files(database, found, text);
+  if (error) vfs_database_close(database);
+  else *out = database;
+  return error;
+}
+
+static int lock_files(struct vfs_database *database, char *text) {
+  if (database->is_locked) return VFS_OK;
+  int error = vfs_ownership_lock_files(database->ownership, START_READERS_MS, &database->is_alone, text);
+  database->is_locked = error == 0;
+  return error_of_errno(error);
+}
+
+/* ---- A database that exists already ---- */
+
+static int run(sqlite3 *db, const char *sql, const char *path, char *text) {
+  char *message = NULL;
+  int code = sqlite3_exec(db, sql, NULL, NULL, &message);
+  if (code != SQLITE_OK) snprintf(text, VFS_TEXT_MAX, "%s: %s: %s", path, sql, message ? message : "failed");
+  sqlite3_free(message);
+  return code == SQLITE_OK ? VFS_OK : (code & 0xff) == SQLITE_BUSY ? VFS_BUSY : vfs_error_of_sqlite(code);
+}
+
+int vfs_database_adopt(struct vfs_database *database, struct vfs_found *found, char *text) {
+  sqlite3 *db = NULL;
+  int code = sqlite3_open_v2(database->path, &db, SQLITE_OPEN_READWRITE, database->base->zName);
+  int error = code == SQLITE_OK ? VFS_OK : vfs_error_of_sqlite(code);
+  if (error) snprintf(text, VFS_TEXT_MAX, "%s cannot be opened: %s", database->path, sqlite3_errmsg(db));
+  if (!error) error = run(db, "PRAGMA schema_version", database->path, text); /* recovers a -journal */
+  if (!error) error = run(db, "PRAGMA journal_mode=WAL", database->path, text);
+  if (!error) error = run(db, "PRAGMA wal_checkpoint(TRUNCATE)", database->path, text);
+  sqlite3_close(db);
+  if (!error) error = lock_files(database, text);
+  if (!error && !database->is_alone) {
+    snprintf(text, VFS_TEXT_MAX, "%s is open in another program; close it there while the database becomes a replicated one", database->path);
+    error = VFS_BUSY;
+  }
+  if (!error) error = look(database, found, text);
+  if (!error) error = vfs_database_set_page_size(database, found->page_size);
+  return error;
+}
+
+int vfs_database_export(struct vfs_database *database, int (*each)(void *ctx, const struct vfs_change_set *set), void *ctx, char *text) {
+  sqlite3_int64 size = 0;
+  struct vfs_change_set set = {.page_size = database->page_size};
+  if (database->file->pMethods->xFileSize(database->file, &size) != SQLITE_OK) return VFS_IO;
+  set.pages = (uint32_t)(size / database->page_size);
+  uint32_t lock_page = vfs_lock_page(database->page_size);
+  vfs_encoder_reset(database->encoder);
+  for (uint32_t page_number = 1; page_number <= set.pages; page_number++) {
+    bool is_last = page_number == set.pages;
+    if (page_number != lock_page) {
+      sqlite3_int64 offset = (sqlite3_int64)(page_number - 1) * database->page_size;
+      if (database->file->pMethods->xRead(database->file, database->after, (int)database->page_size, offset) != SQLITE_OK) {
+        snprintf(text, VFS_TEXT_MAX, "%s: page %u cannot be read", database->path, page_number);
+        return VFS_IO;
+      }
+      set.checksum ^= vfs_page_hash(page_number, database->after, database->page_size);
+      if (!vfs_encoder_add(database->encoder, page_number, NULL, database->after)) return VFS_NO_MEMORY;
+    }
+    if (!is_last && vfs_encoder_size(database->encoder) < VFS_PART_BYTES) continue;
+    if (!vfs_encoder_finish(database->encoder, &set.bytes, &set.size)) return VFS_NO_MEMORY;
+    set.flags = is_last ? VFS_SET_LAST : VFS_SET_PART;
+    int error = each(ctx, &set);
+    if (error) return error;
+    vfs_encoder_reset(database->encoder);
+  }
+  database->export_checksum = set.checksum;
+  return VFS_OK;
+}
+
+int vfs_database_mark(struct vfs_database *database, uint64_t index, char *text) {
+  sqlite3_int64 size = 0;
+  int code = database->file->pMethods->xFileSize(database->file, &size);
+  if (code == SQLITE_OK) code = database->file->pMethods->xSync(database->file, SQLITE_SYNC_NORMAL);
+  struct vfs_marks marks = {
+      .begun = index,
+      .checkpointed = index,
+      .set_index = index,
+      .checksum = database->export_checksum,
+      .page_size = database->page_size,
+      .pages = (uint32_t)(size / database->page_size),
+  };
+  os_random(database->os, &marks.nonce, sizeof marks.nonce);
+  int error = code == SQLITE_OK ? vfs_write_marks(database, &marks) : vfs_error_of_sqlite(code);
+  if (error) snprintf(text, VFS_TEXT_MAX, "%s: %s", database->folder, vfs_error_text(error));
+  return error;
+}
+
+/* ---- WAL and wal-index ---- */
+
+static void remove_beside(struct vfs_database *database, const char *suffix) {
+  char path[OS_PATH_MAX];
+  snprintf(path, sizeof path, "%s%s", database->path, suffix);
+  os_remove(database->os, path);
+}
+
+int vfs_database_begin_wal(struct vfs_database *database, uint32_t pages, char *text) {
+  int code = SQLITE_OK;
+  uint32_t salt[2];
+  os_random(database->os, salt, sizeof salt);
+  if (database->is_alone) {
+    remove_beside(database, "-wal");
+    remove_beside(database, "-shm");
+  }
+  database->wal_file = open_base(database, sqlite3_filename_wal(database->name),
+                                 SQLITE_OPEN_WAL | SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE, &code);
+  if (code == SQLITE_OK) code = vfs_wal_open(database->file, database->wal_file, database->page_size, &database->wal);
+  if (code == SQLITE_OK) code = vfs_wal_init(database->wal, pages, salt, database->is_alone);
+  if (code == SQLITE_OK) code = vfs_wal_read_header(database->wal, &database->header);
+  if (code != SQLITE_OK) {
+    snprintf(text, VFS_TEXT_MAX, "%s: its -wal and -shm cannot be made (SQLite error %d)", database->path, code);
+    return vfs_error_of_sqlite(code);
+  }
+  vfs_refresh_nonce(database);
+  int error = error_of_errno(vfs_ownership_settle(database->ownership, text));
+  if (!error) atomic_store(&database->ready, true);
+  return error;
+}
+
+static void split_path(const char *path, char *folder, size_t size) {
+  snprintf(folder, size, "%s", path);
+  char *slash = strrchr(folder, '/');
+  if (slash) slash[slash == folder] = 0;
+  else snprintf(folder, size, ".");
+}
+
+int vfs_database_create(struct vfs_database *database, uint32_t page_size, uint32_t auto_vacuum, char *text) {
+  char folder[OS_PATH_MAX];
+  int error = lock_files(database, text);
+  if (!error) error = vfs_database_set_page_size(database, page_size);
+  if (error) return error;
+  vfs_first_page(database->after, page_size, auto_vacuum);
+  struct vfs_marks marks = {.pages = 1, .page_size = page_size, .checksum = vfs_page_hash(1, database->after, page_size)};
+  os_random(database->os, &marks.nonce, sizeof marks.nonce);
+  error = vfs_write_marks(database, &marks); /* before the page: a file with content and no marks is somebody else's */
+  int code = SQLITE_OK;
+  if (!error) code = database->file->pMethods->xWrite(database->file, database->after, (int)page_size, 0);
+  if (!error && code == SQLITE_OK) code = database->file->pMethods->xSync(database->file, SQLITE_SYNC_NORMAL);
+  split_path(database->path, folder, sizeof folder);
+  if (!error && code == SQLITE_OK && os_sync_directory(database->os, folder) != 0) code = SQLITE_IOERR;
+  if (!error) error = vfs_error_of_sqlite(code);
+  if (error) {
+    snprintf(text, VFS_TEXT_MAX, "%s: its first page cannot be written: %s", database->path, vfs_error_text(error));
+    return error;
+  }
+  if (!database->is_started) return VFS_OK;
+  pthread_mutex_lock(&database->mutex);
+  database->committed = database->captured = (struct vfs_state){.sequence = 1, .checksum = marks.checksum, .pages = 1};
+  pthread_mutex_unlock(&database->mutex);
+  return vfs_database_begin_wal(database, 1, text);
+}
+
+int vfs_database_start(struct vfs_database *database, uint64_t commit_index, uint32_t page_size, uint32_t auto_vacuum,
+                       uint64_t *applied, char *text) {
+  sqlite3_int64 size = 0;
+  int error = lock_files(database, text);
+  if (error) return error;
+  *applied = commit_index;
+  if (database->file->pMethods->xFileSize(database->file, &size) != SQLITE_OK) return VFS_IO;
+  if (size == 0 && page_size == 0 && database->marks.page_size == 0) {
+    database->is_started = true; /* vfs_database_create comes later */
+    return VFS_OK;
+  }
+  uint32_t own_page_size = database->marks.page_size ? database->marks.page_size : page_size;
+  error = vfs_database_set_page_size(database, own_page_size);
+  bool is_ours = is_as_stopped(database) || (database->is_alone && shm_is_ours(database));
+  text[0] = 0;
+  if (!error) error = vfs_redo(database, commit_index, auto_vacuum, !is_ours, text);
+  if (error) {
+    if (!text[0]) snprintf(text, VFS_TEXT_MAX, "%s: redo from the log: %s", database->path, vfs_error_text(error));
+    return error;
+  }
+  database->is_started = true;
+  return vfs_database_begin_wal(database, database->committed.pages, text);
+}
+
+/* ---- Stop ---- */
+
+/* checkpoint done, ticket held: the WAL is empty and the file is all there is. */
+static void mark_stopped(struct vfs_database *database) {
+  uint8_t header[100] = {0};
+  struct vfs_marks marks = database->marks;
+  struct vfs_wal_header live;
+  if (vfs_wal_read_header(database->wal, &live) != SQLITE_OK || live.max_frame != 0) return;
+  if (database->committed.index != marks.set_index) return;
+  if (database->wal_file->pMethods->xTruncate(database->wal_file, 0) != SQLITE_OK) return;
+  if (database->file->pMethods->xRead(database->file, header, sizeof header, 0) != SQLITE_OK) return;
+  stat_file(database, header, &marks);
+  marks.stopped_in_order = true;
+  vfs_write_marks(database, &marks);
+}
+
+void vfs_database_stop(struct vfs_database *database, uint64_t deadline) {
+  char text[VFS_TEXT_MAX];
+  const char *holder = "stop";
+  atomic_store(&database->stopped, true);
+  vfs_epoch_lost(database);
+  if (!atomic_load(&database->ready)) return;
+  while (vfs_checkpoint(database, text) == VFS_BUSY && os_now(database->os) < deadline) continue;
+  if (!vfs_database_take(database, holder, VFS_TICKET_FRONT, deadline)) return;
+  mark_stopped(database);
+  vfs_ticket_give(&database->ticket, holder);
+}
+
+void vfs_database_close(struct vfs_database *database) {
+  vfs_wal_close(database->wal);
+  close_base(&database->wal_file);
+  if (database->file && atomic_load(&database->ready)) database->file->pMethods->xShmUnmap(database->file, 0);
+  close_base(&database->file);
+  if (database->marks_file) slot_file_close(database->marks_file);
+  vfs_ownership_release(database->ownership);
+  vfs_encoder_free(database->encoder);
+  vfs_decoder_free(database->decoder);
+  if (database->name) sqlite3_free_filename(database->name);
+  vfs_ticket_destroy(&database->ticket);
+  pthread_mutex_destroy(&database->checkpoint);
+  pthread_mutex_destroy(&database->mutex);
+  pthread_cond_destroy(&database->changed);
+  free(database->before);
+  free(database->after);
+  free(database->in_flight);
+  free(database->boundaries);
+  free(database->path);
+  free(database->folder);
+  free(database);
+}
+
+/* ---- Looking in ---- */
+
+void *vfs_database_node(struct vfs_database *database) { return database->node; }
+
+void vfs_epoch_changed(struct vfs_database *database) { pthread_cond_broadcast(&database->changed); }
+
+void vfs_get_status(struct vfs_database *database, struct vfs_status *status) {
+  memset(status, 0, sizeof *status);
+  bool ready = atomic_load(&database->ready);
+  pthread_mutex_lock(&database->mutex);
+  if (ready) vfs_settle(database);
+  status->page_size = database->page_size;
+  status->pages = database->committed.pages;
+  status->checksum = database->committed.checksum;
+  status->index = database->committed.index;
+  status->checkpointed = database->marks.checkpointed;
+  memcpy(status->blocked, database->blocked, sizeof status->blocked);
+  uint32_t max_frame = database->header.max_frame;
+  pthread_mutex_unlock(&database->mutex);
+  status->serves_reads = !atomic_load(&database->wal_failed) && !atomic_load(&database->stopped);
+  uint32_t backfilled = ready ? vfs_wal_backfilled(database->wal) : 0;
+  status->wal_frames = max_frame > backfilled ? max_frame - backfilled : 0;
+}

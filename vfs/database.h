@@ -1,0 +1,189 @@
+/*
+** Inside vfs/: one replicated database in this process, and one SQLite connection to it.
+**
+** States of the database follow each other in the WAL: the *committed* one, the *in-flight* ones on top
+** (captured and proposed, their fate open), the last of which is the *captured* one; then possibly one that a
+** writer has published in the wal-index but that is not captured yet (the *live* header is beyond).
+** Sequences number the captured states in this process: what a reader saw is told by one.
+**
+** Locks, in order:
+**   1. `ticket`      (ticket.h) who may change the WAL; held over SQLite's whole write transaction
+**   2. `checkpoint`  one checkpoint at a time (taken before the ticket by the checkpointer only)
+**   3. `mutex`       committed, captured, in_flight, lost, boundaries, marks, texts; never held over I/O on
+**                    WAL or file, nor over calls of the node
+*/
+#ifndef BALSA_VFS_DATABASE_H
+#define BALSA_VFS_DATABASE_H
+
+#include <stdatomic.h>
+#include <stdio.h>
+
+#include "marks.h"
+#include "ownership.h"
+#include "ticket.h"
+#include "vfs.h"
+#include "wal.h"
+
+#define VFS_LOST_RANGES 64           /* remembered ranges of lost sequences; older ones count as lost */
+#define VFS_BOUNDARIES_MAX 8192      /* remembered transaction boundaries in the WAL, for checkpoints */
+#define VFS_CHECKPOINT_FRAMES 1000   /* default bound at which a checkpoint is asked for */
+#define VFS_PART_BYTES (1u << 20)    /* a transaction's change set is cut into parts of about this size, raw */
+#define VFS_RESERVE_FRAMES 4096      /* wal-index regions are mapped this far ahead */
+#define VFS_DRAIN_MAX (5 * OS_MS)    /* the second pass of a checkpoint stalls writers no longer than this */
+#define VFS_TIMEOUT_MS_MAX 3600000u
+#define VFS_FCNTL_CONNECTION 0x42a15a01 /* sqlite3_file_control: *(struct vfs_connection **)arg */
+
+/* A transaction boundary in the WAL. */
+struct vfs_state {
+  uint64_t sequence;
+  struct vfs_token token; /* of the transaction that led here; index 0: none, or not from this node */
+  uint64_t index;         /* last change set in it */
+  uint64_t checksum;
+  uint32_t max_frame, pages;
+};
+
+struct vfs_lost_range {
+  uint64_t first, last;
+};
+
+struct vfs_database {
+  struct os *os;
+  sqlite3_vfs *base;
+  const struct vfs_node_methods *methods;
+  void *node;
+  char *path, *folder;
+  const char *name; /* sqlite3_create_filename(path): for the base VFS */
+  uint32_t commit_timeout_ms, checkpoint_frames;
+
+  struct vfs_ownership *ownership;
+  struct slot_file *marks_file;
+  sqlite3_file *file, *wal_file; /* the node's own handles of the base VFS */
+  bool is_locked, is_alone, is_started;
+  uint64_t export_checksum;
+  uint32_t page_size;            /* 0: the database has no page yet */
+  struct vfs_wal *wal;           /* valid once `ready` */
+
+  struct vfs_ticket ticket;
+  pthread_mutex_t checkpoint;
+  pthread_mutex_t mutex;
+  pthread_cond_t changed; /* captured or committed moved, or something was lost */
+
+  atomic_bool ready;       /* page 1, WAL and wal-index are there */
+  atomic_bool stopped;
+  atomic_bool wal_failed;  /* compensation failed: no reads until restart */
+  atomic_bool parts_dangling; /* parts were proposed and neither ended nor aborted: no writes in this epoch */
+  atomic_bool checkpoint_wanted;
+  atomic_uint_least64_t generation; /* rises when an epoch is lost: older write transactions are doomed */
+  atomic_uint_least64_t commit_index;
+
+  /* mutex */
+  struct vfs_state committed, captured;
+  struct vfs_state *in_flight; /* a ring */
+  uint32_t in_flight_first, in_flight_count, in_flight_capacity;
+  struct vfs_lost_range lost[VFS_LOST_RANGES];
+  uint64_t lost_count; /* ever; lost[lost_count % VFS_LOST_RANGES] is the next */
+  struct vfs_state *boundaries; /* a ring of committed states in the WAL, rising frames */
+  uint32_t boundaries_first, boundaries_count;
+  struct vfs_marks marks;
+  char blocked[VFS_TEXT_MAX];
+  uint32_t connections;
+
+  /* who holds the ticket */
+  struct vfs_wal_header header; /* the wal-index header of `captured` */
+  struct vfs_encoder *encoder;
+  struct vfs_decoder *decoder;
+  uint8_t *before, *after; /* a page each */
+  /* a transaction in parts that is being applied */
+  bool parts_open;
+  uint64_t parts_epoch;
+  uint32_t parts_pages;   /* pages of the state before it */
+  uint64_t parts_checksum, parts_index;
+  struct vfs_wal_append parts_append;
+};
+
+enum vfs_pending { VFS_PENDING_NONE, VFS_PENDING_COMMIT, VFS_PENDING_LOST, VFS_PENDING_UNKNOWN };
+
+struct vfs_connection {
+  sqlite3_file file; /* first: this is what SQLite holds */
+  struct vfs_database *database;
+  sqlite3_file *real;
+  sqlite3 *handle; /* by SQLITE_FCNTL_PDB */
+  struct vfs_connection *next; /* all of the process */
+
+  int read_lock; /* SQLite's shm offset, 0 none */
+  struct vfs_wal_header snapshot; /* live header when the read lock was granted */
+  bool retry_expected;  /* the header changed while it waited: SQLite will unlock and lock again */
+  bool reserved;        /* has the ticket, WRITE not granted yet */
+  bool writing;         /* WRITE granted */
+  bool saw_speculation; /* read page 1 under a mere reservation */
+  int refusal;          /* enum vfs_error: the answer to the next request for WRITE */
+  uint64_t epoch, generation;
+  uint64_t base_sequence; /* what it builds on */
+
+  uint64_t gate; /* sequence that its first read must wait for; 0 none */
+  uint64_t unsettled; /* sequence that it read and whose fate was open at the last unlock; 0 none */
+
+  enum vfs_pending pending; /* for SQLITE_FCNTL_COMMIT_PHASETWO */
+  uint64_t pending_sequence;
+  struct vfs_token pending_token, last_commit;
+
+  bool strict, read_only;
+  uint32_t timeout_ms;
+  char error[VFS_TEXT_MAX];
+};
+
+/* gate.c: what a state's fate means to who saw it. */
+enum vfs_fate vfs_wait_sequence(struct vfs_database *database, uint64_t sequence, uint64_t deadline);
+bool vfs_is_lost(struct vfs_database *database, uint64_t sequence); /* mutex held */
+void vfs_settle(struct vfs_database *database);                     /* mutex held */
+void vfs_lose(struct vfs_database *database, uint64_t first, uint64_t last); /* mutex held */
+void vfs_boundary_push(struct vfs_database *database, const struct vfs_state *state); /* mutex held */
+uint64_t vfs_newest_sequence(const struct vfs_database *database); /* mutex held: of the state that readers see */
+bool vfs_header_beyond(const struct vfs_database *database, const struct vfs_wal_header *live); /* mutex held */
+void vfs_gate_arm(struct vfs_connection *connection);
+int vfs_gate_pass(struct vfs_connection *connection); /* SQLite error code */
+
+/* capture.c: the holder of the ticket. */
+int vfs_capture(struct vfs_connection *connection); /* at the unlock of WRITE; sets pending */
+/*
+** Appends what takes the live state back to `target` (a state in the present WAL) and publishes it; the caller records
+** which sequences are lost. If it fails the database serves no reads until the node starts again.
+*/
+int vfs_restore(struct vfs_database *database, const struct vfs_state *target);
+/* If SQLite has restarted the WAL: whatever was in it is committed and in the database file. */
+void vfs_note_restart(struct vfs_database *database, const struct vfs_wal_header *live);
+bool vfs_same_salt(const struct vfs_wal_header *a, const struct vfs_wal_header *b);
+void vfs_refresh_nonce(struct vfs_database *database);
+
+/* connection.c */
+void vfs_connection_fail(struct vfs_connection *connection, const char *format, ...) __attribute__((format(printf, 2, 3)));
+int vfs_connection_open(struct vfs_connection *connection, struct vfs_database *database, int flags);
+extern const sqlite3_io_methods vfs_wal_methods;
+struct vfs_wal_file {
+  sqlite3_file file;
+  struct vfs_connection *connection;
+  sqlite3_file *real;
+};
+
+/* register.c: a connection is closed. */
+void vfs_database_detach(struct vfs_database *database);
+
+/* database.c. Takes the ticket for the node's own work. */
+bool vfs_database_take(struct vfs_database *database, const void *holder, enum vfs_ticket_place place, uint64_t deadline);
+void vfs_set_blocked(struct vfs_database *database, const char *format, ...) __attribute__((format(printf, 2, 3)));
+int vfs_write_marks(struct vfs_database *database, const struct vfs_marks *marks);
+int vfs_error_of_sqlite(int code);
+const char *vfs_error_text(int error);
+/* redo.c: the file becomes the state at `commit_index`; sets committed, captured and marks. `verify`: scan the checksum after it
+** and rebuild the file from the whole log if it differs. */
+int vfs_redo(struct vfs_database *database, uint64_t commit_index, uint32_t auto_vacuum, bool verify, char *text);
+/* Page 1 of an empty database in WAL mode. */
+void vfs_first_page(uint8_t *page, uint32_t page_size, uint32_t auto_vacuum);
+/* The rolling checksum of the file's first `pages` pages, read from the file. */
+int vfs_scan_checksum(struct vfs_database *database, uint32_t pages, uint64_t *checksum);
+/* Buffers, encoder and decoder for this page size. */
+int vfs_database_set_page_size(struct vfs_database *database, uint32_t page_size);
+/* Makes wal_file, wal and the wal-index for a file of `pages` pages that is state `index`. */
+int vfs_database_begin_wal(struct vfs_database *database, uint32_t pages, char *text);
+
+#endif

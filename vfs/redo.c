@@ -1,0 +1,282 @@
+/*
+** Redo: at start the database file is brought to a committed state from the log (design section 5).
+**
+** The file may be any byte-wise mix of the states from the mark `checkpointed` to the mark `begun`. The committed entries
+** behind `checkpointed` go straight into it, through `begun` at least: patches are after-images, so a byte that one of them
+** touches gets its last value, and one that none touches is the same in all those states. Doing it twice, or being killed in
+** the middle, changes nothing.
+**
+** When somebody else wrote to the file meanwhile, the log is the truth: the file is copied aside and made again
+** from the first entry.
+*/
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "database.h"
+
+#define COPY_BYTES (1u << 16)
+
+struct redo {
+  struct vfs_database *database;
+  char *text;
+  uint32_t pages;
+  uint64_t checksum, set_index;
+  uint64_t through; /* commit index */
+};
+
+void vfs_first_page(uint8_t *page, uint32_t page_size, uint32_t auto_vacuum) {
+  memset(page, 0, page_size);
+  memcpy(page, "SQLite format 3", 16);
+  page[16] = (uint8_t)(page_size >> 8);
+  page[17] = (uint8_t)(page_size >> 16); /* 65536 is stored as 1 */
+  page[18] = page[19] = 2;               /* WAL */
+  page[21] = 64;
+  page[22] = page[23] = 32;
+  page[31] = 1;                                    /* size in pages */
+  page[55] = auto_vacuum != 0;                     /* largest root page: auto_vacuum is on */
+  page[67] = auto_vacuum == 2;                     /* incremental */
+  page[100] = 0x0d;                                /* an empty leaf table: sqlite_schema */
+  page[105] = (uint8_t)((page_size & 0xffff) >> 8); /* start of cell content; 65536 is stored as 0 */
+  page[106] = (uint8_t)page_size;
+}
+
+static int read_file_page(struct vfs_database *database, uint32_t page_number, uint8_t *page) {
+  sqlite3_int64 offset = (sqlite3_int64)(page_number - 1) * database->page_size;
+  int code = database->file->pMethods->xRead(database->file, page, (int)database->page_size, offset);
+  return code == SQLITE_IOERR_SHORT_READ ? SQLITE_OK : code; /* zeros beyond the end */
+}
+
+static int write_file_page(struct vfs_database *database, uint32_t page_number, const uint8_t *page) {
+  sqlite3_int64 offset = (sqlite3_int64)(page_number - 1) * database->page_size;
+  return database->file->pMethods->xWrite(database->file, page, (int)database->page_size, offset);
+}
+
+int vfs_scan_checksum(struct vfs_database *database, uint32_t pages, uint64_t *checksum) {
+  uint32_t lock_page = vfs_lock_page(database->page_size);
+  *checksum = 0;
+  for (uint32_t page_number = 1; page_number <= pages; page_number++) {
+    if (page_number == lock_page) continue;
+    if (read_file_page(database, page_number, database->before) != SQLITE_OK) return VFS_IO;
+    *checksum ^= vfs_page_hash(page_number, database->before, database->page_size);
+  }
+  return VFS_OK;
+}
+
+static int redo_set(struct redo *redo, const struct vfs_log_entry *entry) {
+  struct vfs_database *database = redo->database;
+  const struct vfs_change_set *set = &entry->set;
+  uint32_t page_number = 0;
+  bool is_full = false;
+  if (set->page_size != database->page_size || !vfs_decoder_open(database->decoder, set->bytes, set->size)) {
+    snprintf(redo->text, VFS_TEXT_MAX, "%s: entry %llu of the log is no change set for this database", database->path,
+             (unsigned long long)entry->index);
+    return VFS_DAMAGED;
+  }
+  while (vfs_decoder_next(database->decoder, &page_number, &is_full)) {
+    if (page_number == 0 || page_number > set->pages) return VFS_DAMAGED;
+    int code = is_full ? SQLITE_OK : read_file_page(database, page_number, database->after);
+    if (code == SQLITE_OK) {
+      vfs_decoder_patch(database->decoder, database->after);
+      code = write_file_page(database, page_number, database->after);
+    }
+    if (code != SQLITE_OK) return vfs_error_of_sqlite(code);
+  }
+  if (set->flags & VFS_SET_LAST) {
+    redo->pages = set->pages;
+    redo->checksum = set->checksum;
+    redo->set_index = entry->index;
+  }
+  return VFS_OK;
+}
+
+/*
+** Parts go into the file only if their last one is committed: looks ahead from the part at `first`. *last is the index
+** of the transaction's last part, or 0 and *next where to go on.
+*/
+static int find_last_part(struct redo *redo, uint64_t first, uint64_t epoch, uint64_t *last, uint64_t *next) {
+  struct vfs_database *database = redo->database;
+  *last = 0;
+  for (uint64_t index = first; index <= redo->through; index++) {
+    struct vfs_log_entry entry = {0};
+    int error = database->methods->read_log(database->node, index, &entry, redo->text);
+    if (error) return error;
+    bool same_epoch = entry.epoch == epoch;
+    uint8_t flags = entry.is_change_set ? entry.set.flags : 0;
+    database->methods->release_log(database->node, &entry);
+    *next = same_epoch ? index + 1 : index;
+    if (!same_epoch || (flags & VFS_SET_ABORT)) {
+      if (same_epoch) redo->set_index = index;
+      return VFS_OK;
+    }
+    if (flags & VFS_SET_LAST) {
+      *last = index;
+      return VFS_OK;
+    }
+  }
+  snprintf(redo->text, VFS_TEXT_MAX, "%s: the transaction that begins at entry %llu of the log has no end at or before %llu",
+           database->path, (unsigned long long)first, (unsigned long long)redo->through);
+  return VFS_DAMAGED;
+}
+
+static int redo_range(struct redo *redo, uint64_t from) {
+  struct vfs_database *database = redo->database;
+  uint64_t whole_through = 0; /* parts up to here belong to a transaction whose end is committed */
+  for (uint64_t index = from; index <= redo->through;) {
+    struct vfs_log_entry entry = {0};
+    int error = database->methods->read_log(database->node, index, &entry, redo->text);
+    if (error) return error;
+    uint64_t next = index + 1;
+    if (entry.is_change_set && (entry.set.flags & VFS_SET_ABORT)) {
+      redo->set_index = index;
+    } else if (entry.is_change_set) {
+      uint64_t last = whole_through;
+      if (index > whole_through && (entry.set.flags & VFS_SET_PART)) {
+        error = find_last_part(redo, index, entry.epoch, &last, &next);
+        if (!error && last) {
+          whole_through = last;
+          next = index + 1;
+        }
+      } else if (index > whole_through) {
+        last = index;
+      }
+      if (!error && last) error = redo_set(redo, &entry);
+    }
+    database->methods->release_log(database->node, &entry);
+    if (error) return error;
+    index = next;
+  }
+  return VFS_OK;
+}
+
+/* The file gets its size and is durable. */
+static int finish_file(struct redo *redo) {
+  struct vfs_database *database = redo->database;
+  sqlite3_int64 size = 0;
+  sqlite3_int64 wanted = (sqlite3_int64)redo->pages * database->page_size;
+  int code = database->file->pMethods->xFileSize(database->file, &size);
+  if (code == SQLITE_OK && size > wanted) code = database->file->pMethods->xTruncate(database->file, wanted);
+  if (code == SQLITE_OK) code = database->file->pMethods->xSync(database->file, SQLITE_SYNC_NORMAL);
+  return vfs_error_of_sqlite(code);
+}
+
+static int mark_redone(struct redo *redo) {
+  struct vfs_database *database = redo->database;
+  struct vfs_marks marks = database->marks;
+  marks.begun = marks.checkpointed = redo->through;
+  marks.set_index = redo->set_index;
+  marks.checksum = redo->checksum;
+  marks.pages = redo->pages;
+  marks.page_size = database->page_size;
+  marks.stopped_in_order = false;
+  os_random(database->os, &marks.nonce, sizeof marks.nonce);
+  return vfs_write_marks(database, &marks);
+}
+
+/* Nothing is ever thrown away: the changed file stays under a telling name. */
+static int copy_aside(struct redo *redo, char *name, size_t name_size) {
+  struct vfs_database *database = redo->database;
+  struct os_file *copy = NULL;
+  sqlite3_int64 size = 0;
+  uint8_t *buffer = malloc(COPY_BYTES);
+  time_t now = time(NULL);
+  struct tm utc;
+  char stamp[32];
+  strftime(stamp, sizeof stamp, "%Y%m%dT%H%M%SZ", gmtime_r(&now, &utc));
+  snprintf(name, name_size, "%s.changed-%s", database->path, stamp);
+  int error = buffer ? database->file->pMethods->xFileSize(database->file, &size) : SQLITE_NOMEM;
+  if (error == SQLITE_OK && size > 0) error = os_open(database->os, name, OS_OPEN_WRITE | OS_OPEN_CREATE, &copy);
+  for (sqlite3_int64 at = 0; !error && at < size; at += COPY_BYTES) {
+    int n = size - at < COPY_BYTES ? (int)(size - at) : (int)COPY_BYTES;
+    error = database->file->pMethods->xRead(database->file, buffer, n, at);
+    if (!error) error = os_write(copy, buffer, (size_t)n, (uint64_t)at);
+  }
+  if (!error && copy) error = os_sync(copy);
+  os_close(copy);
+  free(buffer);
+  if (!error) return VFS_OK;
+  snprintf(redo->text, VFS_TEXT_MAX, "%s: cannot be copied aside to %s (error %d); make room there", database->path, name, error);
+  return error == -ENOSPC ? VFS_NO_SPACE : VFS_IO;
+}
+
+/* The file again from nothing. The marks say so first, so that a crash in the middle does it over. */
+static int rebuild(struct redo *redo, uint32_t auto_vacuum) {
+  struct vfs_database *database = redo->database;
+  struct vfs_marks marks = database->marks;
+  marks.checkpointed = 0;
+  marks.begun = redo->through;
+  marks.set_index = marks.checksum = 0;
+  marks.pages = 1;
+  int error = vfs_write_marks(database, &marks);
+  if (error) return error;
+  int code = database->file->pMethods->xTruncate(database->file, 0);
+  vfs_first_page(database->after, database->page_size, auto_vacuum);
+  if (code == SQLITE_OK) code = write_file_page(database, 1, database->after);
+  if (code != SQLITE_OK) return vfs_error_of_sqlite(code);
+  redo->pages = 1;
+  redo->set_index = 0;
+  redo->checksum = vfs_page_hash(1, database->after, database->page_size);
+  error = redo_range(redo, 1);
+  return error ? error : finish_file(redo);
+}
+
+static int differs(struct redo *redo, bool *is_different) {
+  struct vfs_database *database = redo->database;
+  sqlite3_int64 size = 0;
+  uint64_t checksum = 0;
+  if (database->file->pMethods->xFileSize(database->file, &size) != SQLITE_OK) return VFS_IO;
+  *is_different = size != (sqlite3_int64)redo->pages * database->page_size;
+  if (*is_different) return VFS_OK;
+  int error = vfs_scan_checksum(database, redo->pages, &checksum);
+  *is_different = checksum != redo->checksum;
+  return error;
+}
+
+static int rebuild_changed(struct redo *redo, uint32_t auto_vacuum) {
+  struct vfs_database *database = redo->database;
+  char name[VFS_TEXT_MAX];
+  bool is_different = false;
+  int error = copy_aside(redo, name, sizeof name);
+  if (error) return error;
+  sqlite3_log(SQLITE_WARNING, "balsa: %s was changed by another program while its node was down; it is kept as %s and made again from the log",
+              database->path, name);
+  error = rebuild(redo, auto_vacuum);
+  if (!error) error = differs(redo, &is_different);
+  if (!error && is_different) {
+    snprintf(redo->text, VFS_TEXT_MAX, "%s: made again from the log, it still differs from what the log says", database->path);
+    return VFS_DIFFERS;
+  }
+  return error;
+}
+
+int vfs_redo(struct vfs_database *database, uint64_t commit_index, uint32_t auto_vacuum, bool verify, char *text) {
+  struct redo redo = {
+      .database = database,
+      .text = text,
+      .pages = database->marks.pages,
+      .checksum = database->marks.checksum,
+      .set_index = database->marks.set_index,
+      .through = commit_index,
+  };
+  sqlite3_int64 size = 0;
+  bool is_different = false;
+  if (database->file->pMethods->xFileSize(database->file, &size) != SQLITE_OK) return VFS_IO;
+  int error = VFS_OK;
+  if (size == 0) {
+    error = rebuild(&redo, auto_vacuum);
+  } else {
+    error = redo_range(&redo, database->marks.checkpointed + 1);
+    if (!error) error = finish_file(&redo);
+    if (!error && verify) error = differs(&redo, &is_different);
+    if (!error && is_different) error = rebuild_changed(&redo, auto_vacuum);
+  }
+  if (!error) error = mark_redone(&redo);
+  if (error) return error;
+  struct vfs_state state = {.sequence = 1, .index = redo.set_index, .checksum = redo.checksum, .pages = redo.pages};
+  pthread_mutex_lock(&database->mutex);
+  database->committed = database->captured = state;
+  pthread_mutex_unlock(&database->mutex);
+  return VFS_OK;
+}

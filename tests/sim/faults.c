@@ -400,6 +400,7 @@ void sim_faults_begin(struct sim *sim) {
   sim->faults.leader = sim->faults.helper = sim->faults.victim = NOBODY;
   network->delay_ns = sim_random_between(&sim->random, 100 * SIM_US, 1500 * SIM_US);
   network->jitter_ns = sim_random_between(&sim->random, 0, 3 * SIM_MS);
+  network->in_order = sim_random_chance(&sim->random, 500);
   network->loss_permille = (uint32_t)sim_random_between(&sim->random, 0, profile->loss_permille);
   network->duplicate_permille = (uint32_t)sim_random_between(&sim->random, 0, profile->duplicate_permille);
   network->late_permille = (uint32_t)sim_random_between(&sim->random, 0, profile->late_permille);
@@ -435,7 +436,7 @@ void sim_faults_end(struct sim *sim, const bool members[SIM_NODES_MAX], bool all
     for (uint32_t j = 0; j < sim->n_nodes; j++) {
       if (!all && !(members[i] && members[j])) continue;
       network->cut[i][j] = false;
-      network->extra_ns[i][j] = 0;
+      network->extra_ns[i][j] = network->latest_at[i][j] = 0;
     }
   }
   for (uint32_t i = 0; i < sim->n_nodes && !sim->has_failed; i++)

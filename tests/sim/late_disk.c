@@ -49,7 +49,7 @@ struct late_disk {
   struct operation *operations;
   size_t n_operations, capacity;
   uint64_t position, settled;
-  bool is_full;
+  bool is_full, is_dead;
   uint32_t fail_sync;
   uint64_t full_hits, sync_failures;
 };
@@ -126,9 +126,12 @@ static void note_name(struct late_disk *disk, struct inode *inode, const char *f
 static int note_sync(struct late_disk *disk, struct inode *inode) {
   if (disk->fail_sync > 0 && --disk->fail_sync == 0) {
     disk->sync_failures++;
-    for (size_t i = 0; i < disk->n_operations; i++)
-      if (disk->operations[i].inode == inode && disk->operations[i].number >= disk->settled)
-        disk->operations[i].unsafe = true;
+    for (size_t i = disk->n_operations; i-- > 0;) {
+      struct operation *operation = &disk->operations[i];
+      if (operation->inode != inode) continue;
+      if (operation->kind == SYNC) break;
+      if (operation->kind != NAME) operation->unsafe = true;
+    }
     return -EIO;
   }
   note(disk, SYNC, inode);
@@ -242,6 +245,7 @@ static void forget_cache(struct late_disk *disk) {
   }
   names_copy(&disk->now, &disk->durable);
   disk->fail_sync = 0;
+  disk->is_dead = false;
 }
 
 void late_disk_lose_power(struct late_disk *disk, struct late_disk_loss *loss) {
@@ -269,6 +273,7 @@ void late_disk_kill(struct late_disk *disk, struct late_disk_loss *loss) {
 
 void late_disk_wipe(struct late_disk *disk) {
   forget_operations(disk);
+  disk->is_dead = false;
   disk->now.n = disk->durable.n = 0;
 }
 
@@ -293,6 +298,10 @@ uint64_t late_disk_sync_failures(const struct late_disk *disk) {
 static bool is_refused(struct late_disk *disk) {
   disk->full_hits += disk->is_full;
   return disk->is_full;
+}
+
+void late_disk_stop(struct late_disk *disk) {
+  disk->is_dead = true;
 }
 
 /* Virtual time is the driver's matter: nothing that runs on this disk asks for it. */
@@ -345,6 +354,7 @@ static int late_write(struct os_file *file, const void *bytes, size_t size, uint
   struct late_disk *disk = disk_of(file);
   struct inode *inode = inode_of(file);
   if (size == 0) return 0;
+  if (disk->is_dead) return -EIO;
   if (offset + size > inode->now.size && is_refused(disk)) return -ENOSPC;
   image_write(&inode->now, bytes, size, offset);
   struct operation *operation = note(disk, WRITE, inode);
@@ -356,10 +366,12 @@ static int late_write(struct os_file *file, const void *bytes, size_t size, uint
 }
 
 static int late_sync(struct os_file *file) {
+  if (disk_of(file)->is_dead) return -EIO;
   return note_sync(disk_of(file), inode_of(file));
 }
 
 static int late_truncate(struct os_file *file, uint64_t size) {
+  if (disk_of(file)->is_dead) return -EIO;
   struct inode *inode = inode_of(file);
   image_resize(&inode->now, (size_t)size);
   note(disk_of(file), RESIZE, inode)->offset = size;
@@ -381,6 +393,7 @@ static int late_size(struct os_file *file, uint64_t *size) {
 static int late_rename(struct os *os, const char *from, const char *to) {
   struct late_disk *disk = (struct late_disk *)os;
   const struct name *name = names_find(&disk->now, from);
+  if (disk->is_dead) return -EIO;
   if (!name) return -ENOENT;
   if (strlen(to) >= NAME_SIZE) return -ENAMETOOLONG;
   char text[NAME_SIZE];
@@ -392,6 +405,7 @@ static int late_rename(struct os *os, const char *from, const char *to) {
 static int late_remove(struct os *os, const char *path) {
   struct late_disk *disk = (struct late_disk *)os;
   const struct name *name = names_find(&disk->now, path);
+  if (disk->is_dead) return -EIO;
   if (!name) return -ENOENT;
   char text[NAME_SIZE];
   snprintf(text, sizeof text, "%s", path);
@@ -406,6 +420,7 @@ static int late_make_directory(struct os *os, const char *path) {
 
 static int late_sync_directory(struct os *os, const char *path) {
   (void)path;
+  if (((struct late_disk *)os)->is_dead) return -EIO;
   note((struct late_disk *)os, SYNC_NAMES, NULL);
   return 0;
 }

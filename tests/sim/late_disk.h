@@ -27,6 +27,12 @@ uint64_t late_disk_position(const struct late_disk *disk);
 /* Operations below `position` have reached the disk: what a sync among them covers is durable. */
 void late_disk_settle(struct late_disk *disk, uint64_t position);
 
+/*
+** The process or the machine is dead from here on: what the clean-up of its parts does to the disk
+** gives -EIO and does not happen. Until lose_power, kill or wipe.
+*/
+void late_disk_stop(struct late_disk *disk);
+
 struct late_disk_loss {
   uint32_t lost, torn; /* writes */
   bool middle;         /* power went between the operations of a flush, not at one of its ends */

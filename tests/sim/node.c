@@ -313,6 +313,9 @@ static void receive(struct sim *sim, struct sim_node *node, struct sim_packet *p
               sim_message_text(&packet->message, text, sizeof text));
   }
   packet->message.entries = packet->metas;
+  packet->message.payloads = packet->payloads;
+  for (uint32_t i = 0; i < packet->n; i++)
+    if (packet->entries[i].type == RAFT_ENTRY_CONFIGURATION) packet->payloads[i] = packet->entries[i].payload->bytes;
   raft_receive(node->raft, local_now(sim, node), &packet->message);
   take_work(sim, node, packet);
   sim_packet_free(packet);
@@ -466,6 +469,7 @@ void sim_node_init(struct sim *sim, uint32_t slot) {
 /* Closes what is open; the queue of messages that wait for a write dies with the process. */
 void sim_node_close(struct sim *sim, struct sim_node *node) {
   (void)sim;
+  late_disk_stop(node->disk);
   drop_waiting(node);
   forget_staged(node);
   for (size_t i = 0; i < node->n_inbox; i++) sim_packet_free(node->inbox[i].packet);

@@ -22,7 +22,7 @@
 #define SIM_NODES_MAX 7
 #define SIM_MS UINT64_C(1000000)
 #define SIM_US UINT64_C(1000)
-#define SIM_EVENTS_MAX 3000000 /* a run that needs more goes in circles */
+#define SIM_EVENTS_MAX 4000000 /* a run that needs more goes in circles */
 #define SIM_LOG_MAX 20000      /* entries; the workload stops there */
 
 /* ---- Counters: all of the first list must be hit in a long run ---- */
@@ -95,6 +95,7 @@ struct sim_packet {
   uint64_t order;    /* of sending, on this link */
   uint32_t n;
   struct raft_entry_meta *metas;
+  const uint8_t **payloads; /* what the core may read of them */
   struct raft_entry *entries;
 };
 
@@ -103,6 +104,8 @@ struct sim_network {
   uint32_t loss_permille, duplicate_permille, late_permille;
   bool cut[SIM_NODES_MAX][SIM_NODES_MAX]; /* from, to */
   uint64_t extra_ns[SIM_NODES_MAX][SIM_NODES_MAX];
+  bool in_order; /* but for those that come late or twice: as on connections that break now and then */
+  uint64_t latest_at[SIM_NODES_MAX][SIM_NODES_MAX]; /* in_order: when the latest one arrives */
   uint64_t sent[SIM_NODES_MAX][SIM_NODES_MAX], arrived[SIM_NODES_MAX][SIM_NODES_MAX];
 };
 
@@ -282,6 +285,7 @@ struct sim {
   struct raft_configuration configuration;
   uint64_t election_ns, heartbeat_ns;
   uint32_t drift_permille, window_bytes, batch_bytes, segment_bytes, cache_bytes;
+  uint32_t uncommitted_max; /* clients wait when a leader has more of that */
   uint64_t counters[SIM_COUNTERS];
   bool has_failed;
   char failure[400];
@@ -353,7 +357,6 @@ static inline bool sim_node_runs(const struct sim_node *node) {
 
 /* ---- checker.c ---- */
 
-struct sim_payload_options;
 /* The payload of entry `id`: its bytes follow from the id. */
 struct raft_payload *sim_payload_new(uint64_t id);
 /* One number that says what an entry is; checks the payload's bytes. 0: damaged. */

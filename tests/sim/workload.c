@@ -31,6 +31,7 @@ static void propose(struct sim *sim) {
   struct sim_node *node = random_node(sim, true);
   if (!node && sim_random_chance(&sim->random, 100)) node = random_node(sim, false);
   if (!node || sim->workload.n_operations > SIM_LOG_MAX) return;
+  if (node->log.n - node->commit_index > sim->uncommitted_max) return;
   const uint64_t most = sim_random_chance(&sim->random, 50) ? BIG_BURST_MAX : BURST_MAX;
   const uint32_t n = (uint32_t)sim_random_between(&sim->random, 1, most);
   const uint64_t id = sim_workload_new_operation(sim, node);

@@ -213,6 +213,10 @@ static void reserve(struct vfs_connection *connection) {
 static int read_lock(struct vfs_connection *connection, int offset, int flags) {
   struct vfs_database *database = connection->database;
   struct vfs_wal_header before = {0};
+  if (connection->writing) { /* walRestartLog changes the read mark in the middle of a commit */
+    connection->read_lock = offset;
+    return connection->real->pMethods->xShmLock(connection->real, offset, 1, flags);
+  }
   if (atomic_load(&database->stopped) || atomic_load(&database->wal_failed)) return SQLITE_IOERR;
   if (connection->unsettled) {
     settle_seen(connection, connection->unsettled);
@@ -242,6 +246,7 @@ static int read_unlock(struct vfs_connection *connection, int offset, int flags)
   struct vfs_database *database = connection->database;
   int code = connection->real->pMethods->xShmLock(connection->real, offset, 1, flags);
   connection->read_lock = 0;
+  if (connection->writing) return code;
   if (connection->retry_expected) {
     if (connection->reserved) vfs_ticket_keep(&database->ticket, connection);
     return code;

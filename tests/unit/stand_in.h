@@ -1,0 +1,55 @@
+/*
+** A stand-in for the node, for tests of vfs/: a log in memory whose commits the test holds back, lets go or loses.
+*/
+#ifndef BALSA_TESTS_STAND_IN_H
+#define BALSA_TESTS_STAND_IN_H
+
+#include "../../vfs/vfs.h"
+
+#define STAND_IN_ENTRIES_MAX 65536
+#define STAND_IN_PATH_MAX 256
+
+struct stand_in {
+  pthread_mutex_t mutex;
+  pthread_cond_t changed;
+  struct vfs_database *database;
+  struct vfs_log_entry *entries; /* [1 … last]; bytes owned */
+  uint64_t last, commit_index;
+  uint64_t epoch;
+  bool leads, other_leads;
+  bool holds; /* proposals stay uncommitted */
+  bool refuses; /* proposals are refused, as if the epoch had just ended */
+  uint64_t lost_from; /* own entries of lost_epoch from here on are lost; 0 none */
+  uint64_t lost_epoch;
+  uint32_t waits_for_commit; /* threads inside wait() */
+  char folder[STAND_IN_PATH_MAX], path[STAND_IN_PATH_MAX];
+};
+
+/* Registers the VFS once; sqlite3_open of a stand-in's path by "file:PATH?vfs=balsa" finds it. */
+void stand_in_setup(void);
+
+/* A database in a folder of its own, leading, with page 1. timeout: commit_timeout_ms. */
+void stand_in_open(struct stand_in *node, uint32_t page_size, uint32_t auto_vacuum, uint32_t timeout_ms);
+/* Closes the database without stopping it (as a killed process), keeping files and log. */
+void stand_in_kill(struct stand_in *node);
+/* Opens again: redo through commit_index. */
+void stand_in_restart(struct stand_in *node);
+/* Removes everything. */
+void stand_in_close(struct stand_in *node);
+
+sqlite3 *stand_in_connect(struct stand_in *node);
+
+void stand_in_hold(struct stand_in *node);
+void stand_in_commit_all(struct stand_in *node); /* and holds no longer */
+/* Another node leads from now on; what is not committed is lost. Compensates. */
+void stand_in_step_down(struct stand_in *node);
+/* Only ends the epoch, as the loop thread does; stand_in_compensate follows. */
+void stand_in_end_epoch(struct stand_in *node);
+void stand_in_compensate(struct stand_in *node);
+void stand_in_lead(struct stand_in *node);
+/* Follower applies all that `leader` has committed. */
+void stand_in_follow(struct stand_in *node, struct stand_in *leader);
+/* Blocks until so many threads wait for a commit. */
+void stand_in_await_waiters(struct stand_in *node, uint32_t n);
+
+#endif

@@ -1,0 +1,568 @@
+/*
+** vfs/ with a stand-in for the node: what a connection sees and is told, whatever becomes of its transactions.
+*/
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "stand_in.h"
+
+#define WAIT_MS 50
+#define LONG_MS 20000
+
+static int run(sqlite3 *db, const char *sql) {
+  int code = sqlite3_exec(db, sql, NULL, NULL, NULL);
+  return code == SQLITE_OK ? code : sqlite3_extended_errcode(db);
+}
+
+static void must(sqlite3 *db, const char *sql) {
+  int code = run(db, sql);
+  if (code != SQLITE_OK) fail_msg("%s: %d %s (%s)", sql, code, sqlite3_errmsg(db), vfs_connection_error(vfs_connection_find(db, NULL)));
+}
+
+/* The first column of the first row, or minus the error code. */
+static int64_t ask(sqlite3 *db, const char *sql) {
+  sqlite3_stmt *statement = NULL;
+  int64_t value = INT64_MIN;
+  if (sqlite3_prepare_v2(db, sql, -1, &statement, NULL) == SQLITE_OK && sqlite3_step(statement) == SQLITE_ROW)
+    value = sqlite3_column_int64(statement, 0);
+  int code = sqlite3_finalize(statement);
+  return code == SQLITE_OK ? value : -(int64_t)sqlite3_extended_errcode(db);
+}
+
+static int64_t ask_text_ok(sqlite3 *db, const char *sql) {
+  sqlite3_stmt *statement = NULL;
+  int64_t ok = 0;
+  if (sqlite3_prepare_v2(db, sql, -1, &statement, NULL) == SQLITE_OK && sqlite3_step(statement) == SQLITE_ROW)
+    ok = strcmp((const char *)sqlite3_column_text(statement, 0), "ok") == 0;
+  sqlite3_finalize(statement);
+  return ok;
+}
+
+static void *compensate_run(void *node) {
+  stand_in_compensate(node);
+  return NULL;
+}
+
+struct writer {
+  pthread_t thread;
+  struct stand_in *node;
+  sqlite3 *db;
+  const char *sql;
+  int code;
+};
+
+static void *writer_run(void *argument) {
+  struct writer *writer = argument;
+  writer->code = run(writer->db, writer->sql);
+  return NULL;
+}
+
+/* A connection that knows the schema, which it could not read while commits are held back. */
+static void writer_open(struct writer *writer, struct stand_in *node) {
+  writer->node = node;
+  writer->db = stand_in_connect(node);
+  ask(writer->db, "SELECT count(*) FROM sqlite_schema");
+}
+
+static void writer_start(struct writer *writer, struct stand_in *node, const char *sql) {
+  if (!writer->db) writer_open(writer, node);
+  writer->sql = sql;
+  assert_int_equal(pthread_create(&writer->thread, NULL, writer_run, writer), 0);
+}
+
+static int writer_join(struct writer *writer) {
+  pthread_join(writer->thread, NULL);
+  return writer->code;
+}
+
+static void assert_replicas_equal(struct stand_in *a, struct stand_in *b) {
+  struct vfs_status left, right;
+  vfs_get_status(a->database, &left);
+  vfs_get_status(b->database, &right);
+  assert_int_equal(left.index, right.index);
+  assert_int_equal(left.pages, right.pages);
+  assert_true(left.checksum == right.checksum);
+}
+
+static void a_commit_is_read_by_others_and_by_a_follower(void **state) {
+  (void)state;
+  struct stand_in leader, follower;
+  stand_in_open(&leader, 4096, 0, LONG_MS);
+  stand_in_open(&follower, 4096, 0, LONG_MS);
+  sqlite3 *db = stand_in_connect(&leader);
+  must(db, "CREATE TABLE t(a, b); INSERT INTO t VALUES (1, 'x'), (2, 'y')");
+  must(db, "BEGIN; INSERT INTO t VALUES (3, 'z'); UPDATE t SET b = 'q' WHERE a = 1; COMMIT");
+  sqlite3 *other = stand_in_connect(&leader);
+  assert_int_equal(ask(other, "SELECT sum(a) FROM t"), 6);
+  stand_in_follow(&follower, &leader);
+  sqlite3 *there = stand_in_connect(&follower);
+  assert_int_equal(ask(there, "SELECT sum(a) FROM t"), 6);
+  assert_replicas_equal(&leader, &follower);
+  assert_int_equal(run(there, "INSERT INTO t VALUES (4, 'w')"), SQLITE_READONLY);
+  sqlite3_close(db);
+  sqlite3_close(other);
+  sqlite3_close(there);
+  stand_in_close(&leader);
+  stand_in_close(&follower);
+}
+
+static void a_reader_does_not_see_what_no_majority_has(void **state) {
+  (void)state;
+  struct stand_in node;
+  struct writer writer = {0};
+  stand_in_open(&node, 4096, 0, LONG_MS);
+  sqlite3 *db = stand_in_connect(&node);
+  must(db, "CREATE TABLE t(a)");
+  stand_in_hold(&node);
+  writer_start(&writer, &node, "INSERT INTO t VALUES (1)");
+  stand_in_await_waiters(&node, 1);
+  must(db, "PRAGMA balsa_timeout = 50");
+  assert_int_equal(ask(db, "SELECT count(*) FROM t"), -SQLITE_BUSY);
+  stand_in_commit_all(&node);
+  assert_int_equal(ask(db, "SELECT count(*) FROM t"), 1);
+  assert_int_equal(writer_join(&writer), SQLITE_OK);
+  sqlite3_close(writer.db);
+  sqlite3_close(db);
+  stand_in_close(&node);
+}
+
+static void a_lost_statement_and_a_lost_commit_are_told_apart_and_leave_nothing(void **state) {
+  (void)state;
+  struct stand_in node;
+  struct writer statement = {0}, transaction = {0};
+  stand_in_open(&node, 4096, 0, LONG_MS);
+  sqlite3 *db = stand_in_connect(&node);
+  must(db, "CREATE TABLE t(a); INSERT INTO t VALUES (0)");
+  writer_open(&transaction, &node);
+  stand_in_hold(&node);
+  writer_start(&statement, &node, "INSERT INTO t VALUES (1)");
+  stand_in_await_waiters(&node, 1);
+  writer_start(&transaction, &node, "BEGIN; INSERT INTO t VALUES (2); COMMIT");
+  stand_in_await_waiters(&node, 2);
+  stand_in_step_down(&node);
+  assert_int_equal(writer_join(&statement), SQLITE_BUSY_SNAPSHOT);
+  assert_int_equal(writer_join(&transaction), SQLITE_ABORT_ROLLBACK);
+  assert_int_equal(ask(db, "SELECT count(*) FROM t"), 1);
+  assert_int_equal(ask(statement.db, "SELECT count(*) FROM t"), 1);
+  assert_int_equal(ask(transaction.db, "SELECT count(*) FROM t"), 1);
+  stand_in_lead(&node);
+  must(statement.db, "INSERT INTO t VALUES (3)");
+  must(transaction.db, "BEGIN; INSERT INTO t VALUES (4); COMMIT");
+  assert_int_equal(ask(db, "SELECT sum(a) FROM t"), 7);
+  assert_int_equal(ask_text_ok(db, "PRAGMA integrity_check"), 1);
+  sqlite3_close(statement.db);
+  sqlite3_close(transaction.db);
+  sqlite3_close(db);
+  stand_in_close(&node);
+}
+
+/* Rows that the cursor still shows of the lost transaction. Its end may be an error or not. */
+static int64_t doomed_rows(sqlite3_stmt *cursor) {
+  int64_t doomed = 0;
+  while (sqlite3_step(cursor) == SQLITE_ROW) doomed += strcmp((const char *)sqlite3_column_text(cursor, 0), "doomed") == 0;
+  sqlite3_finalize(cursor);
+  return doomed;
+}
+
+static void a_lost_commit_with_cursors_open_shows_nothing_of_it_afterwards(void **state) {
+  (void)state;
+  for (int is_proposed = 0; is_proposed < 2; is_proposed++) {
+    struct stand_in node;
+    stand_in_open(&node, 1024, 0, LONG_MS);
+    sqlite3 *db = stand_in_connect(&node);
+    must(db, "CREATE TABLE t(a, b); WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 500) "
+             "INSERT INTO t SELECT i, hex(randomblob(50)) FROM n");
+    sqlite3_stmt *cursor = NULL;
+    must(db, "BEGIN; UPDATE t SET b = 'doomed'");
+    assert_int_equal(sqlite3_prepare_v2(db, "SELECT b FROM t", -1, &cursor, NULL), SQLITE_OK);
+    assert_int_equal(sqlite3_step(cursor), SQLITE_ROW);
+    stand_in_hold(&node);
+    struct writer committer = {.node = &node, .db = db, .sql = "COMMIT"};
+    if (!is_proposed) stand_in_end_epoch(&node);
+    assert_int_equal(pthread_create(&committer.thread, NULL, writer_run, &committer), 0);
+    if (is_proposed) {
+      stand_in_await_waiters(&node, 1);
+      stand_in_end_epoch(&node);
+    }
+    stand_in_compensate(&node);
+    assert_int_equal(writer_join(&committer), VFS_SQLITE_LOST);
+    assert_int_equal(doomed_rows(cursor), 0);
+    assert_int_equal(ask(db, "SELECT count(*) FROM t WHERE b = 'doomed'"), 0);
+    stand_in_lead(&node);
+    must(db, "INSERT INTO t VALUES (1000, 'after')");
+    assert_int_equal(ask_text_ok(db, "PRAGMA integrity_check"), 1);
+    sqlite3_close(db);
+    stand_in_close(&node);
+  }
+}
+
+static void a_rollback_waits_for_what_it_read(void **state) {
+  (void)state;
+  struct stand_in node;
+  struct writer writer = {0};
+  stand_in_open(&node, 4096, 0, LONG_MS);
+  sqlite3 *db = stand_in_connect(&node);
+  must(db, "CREATE TABLE t(a)");
+  stand_in_hold(&node);
+  writer_start(&writer, &node, "INSERT INTO t VALUES (1)");
+  stand_in_await_waiters(&node, 1);
+  must(db, "PRAGMA balsa_timeout = 50");
+  must(db, "BEGIN IMMEDIATE");
+  assert_int_equal(ask(db, "SELECT count(*) FROM t"), 1); /* inside a write transaction: speculative */
+  must(db, "ROLLBACK");
+  /* The page is in the cache and the header has not changed: only the rule keeps this from being shown. */
+  assert_int_equal(ask(db, "SELECT count(*) FROM t"), -SQLITE_BUSY_TIMEOUT);
+  stand_in_step_down(&node);
+  assert_int_equal(writer_join(&writer), SQLITE_BUSY_SNAPSHOT);
+  assert_int_equal(ask(db, "SELECT count(*) FROM t"), 0);
+  sqlite3_close(writer.db);
+  sqlite3_close(db);
+  stand_in_close(&node);
+}
+
+static void a_failed_statement_waits_for_what_it_read(void **state) {
+  (void)state;
+  struct stand_in node;
+  struct writer writer = {0};
+  stand_in_open(&node, 4096, 0, LONG_MS);
+  sqlite3 *db = stand_in_connect(&node);
+  must(db, "CREATE TABLE t(a UNIQUE)");
+  stand_in_hold(&node);
+  writer_start(&writer, &node, "INSERT INTO t VALUES (1)");
+  stand_in_await_waiters(&node, 1);
+  must(db, "PRAGMA balsa_timeout = 50");
+  assert_int_equal(run(db, "INSERT INTO t VALUES (1)"), SQLITE_CONSTRAINT_UNIQUE);
+  assert_int_equal(ask(db, "SELECT count(*) FROM t"), -SQLITE_BUSY_TIMEOUT);
+  stand_in_commit_all(&node);
+  assert_int_equal(writer_join(&writer), SQLITE_OK);
+  assert_int_equal(ask(db, "SELECT count(*) FROM t"), 1);
+  sqlite3_close(writer.db);
+  sqlite3_close(db);
+  stand_in_close(&node);
+}
+
+static void a_write_transaction_that_changed_nothing_answers_for_what_it_saw(void **state) {
+  (void)state;
+  struct stand_in node;
+  struct writer writer = {0};
+  stand_in_open(&node, 4096, 0, LONG_MS);
+  sqlite3 *db = stand_in_connect(&node);
+  must(db, "CREATE TABLE t(a)");
+  stand_in_hold(&node);
+  writer_start(&writer, &node, "INSERT INTO t VALUES (1)");
+  stand_in_await_waiters(&node, 1);
+  must(db, "PRAGMA balsa_timeout = 50");
+  must(db, "BEGIN IMMEDIATE");
+  assert_int_equal(ask(db, "SELECT count(*) FROM t"), 1);
+  assert_int_equal(run(db, "COMMIT"), VFS_SQLITE_UNKNOWN);
+  must(db, "PRAGMA balsa_timeout = 20000");
+  must(db, "BEGIN IMMEDIATE");
+  assert_int_equal(ask(db, "SELECT count(*) FROM t"), 1);
+  struct writer committer = {.node = &node, .db = db, .sql = "COMMIT"};
+  assert_int_equal(pthread_create(&committer.thread, NULL, writer_run, &committer), 0);
+  stand_in_await_waiters(&node, 2);
+  stand_in_step_down(&node);
+  assert_int_equal(writer_join(&committer), SQLITE_ABORT_ROLLBACK);
+  assert_int_equal(writer_join(&writer), SQLITE_BUSY_SNAPSHOT);
+  assert_int_equal(ask(db, "SELECT count(*) FROM t"), 0);
+  sqlite3_close(writer.db);
+  sqlite3_close(db);
+  stand_in_close(&node);
+}
+
+static void a_statement_that_only_reads_this_database_is_gated(void **state) {
+  (void)state;
+  struct stand_in node;
+  struct writer writer = {0};
+  stand_in_open(&node, 4096, 0, LONG_MS);
+  sqlite3 *db = stand_in_connect(&node);
+  must(db, "CREATE TABLE t(a)");
+  stand_in_hold(&node);
+  writer_start(&writer, &node, "INSERT INTO t VALUES (1)");
+  stand_in_await_waiters(&node, 1);
+  must(db, "PRAGMA balsa_timeout = 50");
+  assert_int_equal(run(db, "CREATE TEMP TABLE c AS SELECT * FROM t"), SQLITE_BUSY);
+  stand_in_commit_all(&node);
+  assert_int_equal(writer_join(&writer), SQLITE_OK);
+  must(db, "CREATE TEMP TABLE c AS SELECT * FROM t");
+  assert_int_equal(ask(db, "SELECT count(*) FROM temp.c"), 1);
+  sqlite3_close(writer.db);
+  sqlite3_close(db);
+  stand_in_close(&node);
+}
+
+static void an_open_write_transaction_is_doomed_when_leadership_ends(void **state) {
+  (void)state;
+  struct stand_in node;
+  stand_in_open(&node, 1024, 0, LONG_MS);
+  sqlite3 *db = stand_in_connect(&node);
+  must(db, "CREATE TABLE t(a, b); INSERT INTO t VALUES (0, zeroblob(20000))");
+  must(db, "BEGIN; INSERT INTO t VALUES (1, 2)");
+  stand_in_end_epoch(&node);
+  pthread_t thread;
+  assert_int_equal(pthread_create(&thread, NULL, compensate_run, &node), 0);
+  struct vfs_status status;
+  do vfs_get_status(node.database, &status);
+  while (!status.blocked[0]);
+  assert_non_null(strstr(status.blocked, "write transaction"));
+  assert_int_equal(run(db, "COMMIT"), SQLITE_ABORT_ROLLBACK);
+  pthread_join(thread, NULL);
+  assert_int_equal(ask(db, "SELECT count(*) FROM t"), 1);
+  stand_in_lead(&node);
+  must(db, "INSERT INTO t VALUES (2, 3)");
+  assert_int_equal(ask(db, "SELECT count(*) FROM t"), 2);
+  sqlite3_close(db);
+  stand_in_close(&node);
+}
+
+static void a_refused_proposal_is_taken_back_at_once(void **state) {
+  (void)state;
+  struct stand_in node;
+  stand_in_open(&node, 4096, 0, LONG_MS);
+  sqlite3 *db = stand_in_connect(&node);
+  sqlite3 *other = stand_in_connect(&node);
+  must(db, "CREATE TABLE t(a)");
+  node.refuses = true;
+  assert_int_equal(run(db, "INSERT INTO t VALUES (1)"), SQLITE_BUSY_SNAPSHOT);
+  node.refuses = false;
+  assert_int_equal(ask(db, "SELECT count(*) FROM t"), 0);
+  assert_int_equal(ask(other, "SELECT count(*) FROM t"), 0);
+  must(db, "INSERT INTO t VALUES (2)");
+  assert_int_equal(ask(other, "SELECT sum(a) FROM t"), 2);
+  sqlite3_close(db);
+  sqlite3_close(other);
+  stand_in_close(&node);
+}
+
+static void a_stale_upgrade_fails_at_once(void **state) {
+  (void)state;
+  struct stand_in node;
+  stand_in_open(&node, 4096, 0, LONG_MS);
+  sqlite3 *db = stand_in_connect(&node);
+  sqlite3 *other = stand_in_connect(&node);
+  must(db, "CREATE TABLE t(a)");
+  must(db, "BEGIN");
+  assert_int_equal(ask(db, "SELECT count(*) FROM t"), 0);
+  must(other, "INSERT INTO t VALUES (1)");
+  assert_int_equal(run(db, "INSERT INTO t VALUES (2)"), SQLITE_BUSY_SNAPSHOT);
+  must(db, "ROLLBACK");
+  must(db, "INSERT INTO t VALUES (2)");
+  sqlite3_close(db);
+  sqlite3_close(other);
+  stand_in_close(&node);
+}
+
+static void a_transaction_over_two_files_is_refused_before_anything_is_committed(void **state) {
+  (void)state;
+  struct stand_in node;
+  char sql[512], plain[STAND_IN_PATH_MAX + 16];
+  stand_in_open(&node, 4096, 0, LONG_MS);
+  sqlite3 *db = stand_in_connect(&node);
+  must(db, "CREATE TABLE t(a)");
+  snprintf(plain, sizeof plain, "%s-plain.db", node.path);
+  snprintf(sql, sizeof sql, "ATTACH 'file:%s?vfs=unix' AS p; CREATE TABLE p.t(a)", plain);
+  must(db, sql);
+  for (int wal = 0; wal < 2; wal++) {
+    must(db, wal ? "PRAGMA p.journal_mode=WAL" : "PRAGMA p.journal_mode=DELETE");
+    assert_int_equal(run(db, "BEGIN; INSERT INTO p.t VALUES (1); INSERT INTO main.t VALUES (1)"), SQLITE_ERROR);
+    must(db, "ROLLBACK");
+    assert_int_equal(run(db, "BEGIN; INSERT INTO main.t VALUES (1); INSERT INTO p.t VALUES (1); COMMIT"), SQLITE_ERROR);
+    if (!sqlite3_get_autocommit(db)) must(db, "ROLLBACK");
+    assert_int_equal(ask(db, "SELECT count(*) FROM p.t"), 0);
+    assert_int_equal(ask(db, "SELECT count(*) FROM main.t"), 0);
+  }
+  must(db, "INSERT INTO main.t SELECT 5");
+  must(db, "INSERT INTO p.t SELECT a FROM main.t");
+  must(db, "INSERT INTO main.t SELECT a FROM p.t");
+  must(db, "BEGIN; CREATE TEMP TABLE x(a); INSERT INTO x VALUES (1); INSERT INTO main.t VALUES (9); COMMIT");
+  /* The plain file first. */
+  sqlite3 *first = NULL;
+  assert_int_equal(sqlite3_open_v2(plain, &first, SQLITE_OPEN_READWRITE | SQLITE_OPEN_URI, "unix"), SQLITE_OK);
+  snprintf(sql, sizeof sql, "ATTACH 'file:%s?vfs=balsa' AS b", node.path);
+  assert_int_equal(run(first, sql), SQLITE_OK);
+  assert_int_equal(run(first, "BEGIN; INSERT INTO b.t VALUES (1)"), SQLITE_ERROR);
+  run(first, "ROLLBACK");
+  assert_int_equal(run(first, "INSERT INTO b.t SELECT a FROM main.t"), SQLITE_OK);
+  sqlite3_close(first);
+  sqlite3_close(db);
+  unlink(plain);
+  stand_in_close(&node);
+}
+
+static void other_journal_and_locking_modes_are_refused_with_a_sentence(void **state) {
+  (void)state;
+  struct stand_in node;
+  stand_in_open(&node, 4096, 0, LONG_MS);
+  sqlite3 *db = stand_in_connect(&node);
+  must(db, "CREATE TABLE t(a)");
+  assert_int_equal(run(db, "PRAGMA journal_mode=DELETE"), SQLITE_ERROR);
+  assert_non_null(strstr(sqlite3_errmsg(db), "WAL"));
+  assert_int_equal(run(db, "PRAGMA locking_mode=EXCLUSIVE"), SQLITE_ERROR);
+  assert_int_equal(run(db, "PRAGMA balsa_timeout=abc"), SQLITE_ERROR);
+  assert_int_equal(ask(db, "PRAGMA balsa_timeout"), LONG_MS);
+  must(db, "PRAGMA balsa_strict=on");
+  must(db, "INSERT INTO t VALUES (1)");
+  assert_int_equal(run(db, "PRAGMA wal_checkpoint(TRUNCATE)"), SQLITE_OK); /* busy = 1 in its row */
+  sqlite3_close(db);
+  stand_in_close(&node);
+}
+
+/* One random statement or transaction; the same seed gives the same SQL. */
+static void random_write(sqlite3 *db, unsigned *seed) {
+  char sql[256];
+  unsigned r = (unsigned)rand_r(seed);
+  unsigned k = (unsigned)rand_r(seed) % 400;
+  switch (r % 12) {
+    case 0:
+      snprintf(sql, sizeof sql, "DELETE FROM t WHERE a %% 7 = %u", k % 7);
+      break;
+    case 1:
+      snprintf(sql, sizeof sql, "UPDATE t SET b = randomblob(%u) WHERE a < %u", k, k);
+      break;
+    case 2:
+      snprintf(sql, sizeof sql, "VACUUM");
+      break;
+    case 3:
+      snprintf(sql, sizeof sql, "BEGIN; INSERT INTO t(b) VALUES (randomblob(%u)); SAVEPOINT s; DELETE FROM t; ROLLBACK TO s; COMMIT", k * 10);
+      break;
+    case 4:
+      snprintf(sql, sizeof sql, "BEGIN; DELETE FROM t WHERE a < %u; ROLLBACK", k);
+      break;
+    case 5:
+      snprintf(sql, sizeof sql, "PRAGMA incremental_vacuum(%u)", k % 9);
+      break;
+    case 6:
+      snprintf(sql, sizeof sql, "CREATE TABLE IF NOT EXISTS u%u AS SELECT * FROM t LIMIT 20", k % 5);
+      break;
+    case 7:
+      snprintf(sql, sizeof sql, "DROP TABLE IF EXISTS u%u", k % 5);
+      break;
+    default:
+      snprintf(sql, sizeof sql, "INSERT INTO t(b) VALUES (randomblob(%u)), (hex(randomblob(%u)))", k * 5, k);
+  }
+  must(db, sql);
+}
+
+static void random_histories_are_equal_on_a_follower_and_after_redo(void **state) {
+  (void)state;
+  static const uint32_t page_sizes[] = {512, 1024, 4096, 8192, 65536};
+  for (unsigned seed = 1; seed <= 15; seed++) {
+    struct stand_in leader, follower;
+    char text[VFS_TEXT_MAX];
+    unsigned random = seed;
+    uint32_t page_size = page_sizes[seed % 5];
+    stand_in_open(&leader, page_size, seed % 3, LONG_MS);
+    stand_in_open(&follower, page_size, seed % 3, LONG_MS);
+    sqlite3 *db = stand_in_connect(&leader);
+    must(db, "PRAGMA cache_size=10; CREATE TABLE t(a INTEGER PRIMARY KEY, b); CREATE INDEX i ON t(b)");
+    for (int i = 0; i < 60; i++) {
+      random_write(db, &random);
+      if (rand_r(&random) % 8 == 0) vfs_checkpoint(leader.database, text);
+      if (rand_r(&random) % 5 == 0) stand_in_follow(&follower, &leader);
+      if (rand_r(&random) % 16 == 0) vfs_checkpoint(follower.database, text);
+      if (rand_r(&random) % 20 == 0) {
+        stand_in_kill(&follower);
+        stand_in_restart(&follower);
+      }
+      if (rand_r(&random) % 20 == 0) {
+        sqlite3_close(db);
+        stand_in_kill(&leader);
+        stand_in_restart(&leader);
+        stand_in_lead(&leader);
+        db = stand_in_connect(&leader);
+        must(db, "PRAGMA cache_size=10");
+      }
+    }
+    stand_in_follow(&follower, &leader);
+    assert_replicas_equal(&leader, &follower);
+    sqlite3 *there = stand_in_connect(&follower);
+    assert_int_equal(ask_text_ok(there, "PRAGMA integrity_check"), 1);
+    assert_int_equal(ask(there, "SELECT count(*) FROM t"), ask(db, "SELECT count(*) FROM t"));
+    sqlite3_close(there);
+    sqlite3_close(db);
+    stand_in_close(&leader);
+    stand_in_close(&follower);
+  }
+}
+
+static void a_large_transaction_goes_in_parts(void **state) {
+  (void)state;
+  struct stand_in leader, follower;
+  stand_in_open(&leader, 4096, 0, LONG_MS);
+  stand_in_open(&follower, 4096, 0, LONG_MS);
+  sqlite3 *db = stand_in_connect(&leader);
+  must(db, "CREATE TABLE t(a, b)");
+  uint64_t before = leader.last;
+  must(db, "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 6000) "
+           "INSERT INTO t SELECT i, randomblob(1000) FROM n");
+  assert_true(leader.last - before > 4);
+  stand_in_follow(&follower, &leader);
+  assert_replicas_equal(&leader, &follower);
+  stand_in_kill(&follower);
+  stand_in_restart(&follower);
+  assert_replicas_equal(&leader, &follower);
+  sqlite3_close(db);
+  stand_in_close(&leader);
+  stand_in_close(&follower);
+}
+
+static void a_file_that_a_plain_program_changed_is_made_again_from_the_log(void **state) {
+  (void)state;
+  struct stand_in node;
+  struct writer writer = {0};
+  struct vfs_status before, after;
+  stand_in_open(&node, 4096, 0, WAIT_MS);
+  sqlite3 *db = stand_in_connect(&node);
+  must(db, "CREATE TABLE t(a); INSERT INTO t VALUES (1)");
+  vfs_get_status(node.database, &before);
+  stand_in_hold(&node);
+  writer_start(&writer, &node, "INSERT INTO t VALUES (2)");
+  assert_int_equal(writer_join(&writer), VFS_SQLITE_UNKNOWN);
+  sqlite3_close(writer.db);
+  sqlite3_close(db);
+  stand_in_kill(&node);
+  node.last = node.commit_index; /* the others never got it */
+  sqlite3 *plain = NULL;
+  assert_int_equal(sqlite3_open_v2(node.path, &plain, SQLITE_OPEN_READWRITE, "unix"), SQLITE_OK);
+  assert_int_equal(ask(plain, "SELECT count(*) FROM t"), 2); /* recovers the WAL */
+  sqlite3_close(plain);                                      /* and checkpoints what was doomed */
+  stand_in_restart(&node);
+  vfs_get_status(node.database, &after);
+  assert_true(before.checksum == after.checksum);
+  db = stand_in_connect(&node);
+  assert_int_equal(ask(db, "SELECT count(*) FROM t"), 1);
+  sqlite3_close(db);
+  stand_in_close(&node);
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(a_commit_is_read_by_others_and_by_a_follower),
+      cmocka_unit_test(a_reader_does_not_see_what_no_majority_has),
+      cmocka_unit_test(a_lost_statement_and_a_lost_commit_are_told_apart_and_leave_nothing),
+      cmocka_unit_test(a_lost_commit_with_cursors_open_shows_nothing_of_it_afterwards),
+      cmocka_unit_test(a_rollback_waits_for_what_it_read),
+      cmocka_unit_test(a_failed_statement_waits_for_what_it_read),
+      cmocka_unit_test(a_write_transaction_that_changed_nothing_answers_for_what_it_saw),
+      cmocka_unit_test(a_statement_that_only_reads_this_database_is_gated),
+      cmocka_unit_test(an_open_write_transaction_is_doomed_when_leadership_ends),
+      cmocka_unit_test(a_refused_proposal_is_taken_back_at_once),
+      cmocka_unit_test(a_stale_upgrade_fails_at_once),
+      cmocka_unit_test(a_transaction_over_two_files_is_refused_before_anything_is_committed),
+      cmocka_unit_test(other_journal_and_locking_modes_are_refused_with_a_sentence),
+      cmocka_unit_test(random_histories_are_equal_on_a_follower_and_after_redo),
+      cmocka_unit_test(a_large_transaction_goes_in_parts),
+      cmocka_unit_test(a_file_that_a_plain_program_changed_is_made_again_from_the_log),
+  };
+  stand_in_setup();
+  return cmocka_run_group_tests_name("vfs", tests, NULL, NULL);
+}

@@ -73,12 +73,12 @@ static enum vfs_fate wait_for(void *context, struct vfs_token token, uint64_t de
   node->waits_for_commit++;
   pthread_cond_broadcast(&node->changed);
   for (;;) {
-    if (node->lost_from && token.epoch <= node->lost_epoch && token.index >= node->lost_from) {
-      fate = VFS_FATE_LOST;
+    if (token.index <= node->commit_index) {
+      fate = node->entries[token.index].epoch == token.epoch ? VFS_FATE_COMMITTED : VFS_FATE_LOST;
       break;
     }
-    if (token.index <= node->commit_index) {
-      fate = VFS_FATE_COMMITTED;
+    if (token.epoch != node->epoch || !node->leads) { /* what was not committed at the end of an epoch is dropped */
+      fate = VFS_FATE_LOST;
       break;
     }
     if (os_condition_wait(os_real(), &node->changed, &node->mutex, deadline) != 0) break;
@@ -258,13 +258,34 @@ void stand_in_commit_all(struct stand_in *node) {
   pthread_mutex_unlock(&node->mutex);
 }
 
+void stand_in_commit_some(struct stand_in *node, unsigned random) {
+  pthread_mutex_lock(&node->mutex);
+  uint64_t held = node->last - node->commit_index;
+  uint64_t through = node->commit_index + (held ? random % (held + 1) : 0);
+  /* Never into the middle of a transaction in parts, as a node's commit index may: stand_in_compensate does not go back. */
+  while (through > node->commit_index && !(node->entries[through].set.flags & VFS_SET_LAST)) through--;
+  node->commit_index = through;
+  vfs_committed(node->database, through);
+  pthread_cond_broadcast(&node->changed);
+  pthread_mutex_unlock(&node->mutex);
+}
+
+void stand_in_pause(unsigned milliseconds) {
+  pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
+  pthread_cond_t never;
+  uint64_t until = os_now(os_real()) + milliseconds * OS_MS;
+  os_condition_init(&never);
+  pthread_mutex_lock(&mutex);
+  while (os_condition_wait(os_real(), &never, &mutex, until) == 0) continue;
+  pthread_mutex_unlock(&mutex);
+  pthread_cond_destroy(&never);
+}
+
 void stand_in_end_epoch(struct stand_in *node) {
   pthread_mutex_lock(&node->mutex);
   node->leads = false;
   node->other_leads = true;
   vfs_epoch_lost(node->database);
-  node->lost_from = node->commit_index + 1;
-  node->lost_epoch = node->epoch;
   for (uint64_t i = node->commit_index + 1; i <= node->last; i++) {
     free(node->entries[i].hold);
     memset(&node->entries[i], 0, sizeof node->entries[i]);

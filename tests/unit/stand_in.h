@@ -19,8 +19,6 @@ struct stand_in {
   bool leads, other_leads;
   bool holds; /* proposals stay uncommitted */
   bool refuses; /* proposals are refused, as if the epoch had just ended */
-  uint64_t lost_from; /* own entries of lost_epoch from here on are lost; 0 none */
-  uint64_t lost_epoch;
   uint32_t waits_for_commit; /* threads inside wait() */
   char folder[STAND_IN_PATH_MAX], path[STAND_IN_PATH_MAX];
 };
@@ -41,6 +39,10 @@ sqlite3 *stand_in_connect(struct stand_in *node);
 
 void stand_in_hold(struct stand_in *node);
 void stand_in_commit_all(struct stand_in *node); /* and holds no longer */
+/* Commits a part of what is held back, chosen by `random`. */
+void stand_in_commit_some(struct stand_in *node, unsigned random);
+/* Lets time pass for other threads: a length of load, never something that a test waits for. */
+void stand_in_pause(unsigned milliseconds);
 /* Another node leads from now on; what is not committed is lost. Compensates. */
 void stand_in_step_down(struct stand_in *node);
 /* Only ends the epoch, as the loop thread does; stand_in_compensate follows. */

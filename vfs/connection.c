@@ -265,6 +265,23 @@ static int read_unlock(struct vfs_connection *connection, int offset, int flags)
 
 /* ---- WRITE ---- */
 
+/*
+** PRAGMA balsa_strict: a write transaction begins on committed data only. The ticket is held, without which
+** nothing can be taken back, so it looks now and then whether leadership has ended.
+*/
+static int wait_strictly(struct vfs_connection *connection) {
+  struct vfs_database *database = connection->database;
+  uint64_t deadline = deadline_of(connection);
+  while (connection->base_sequence != 0) {
+    uint64_t now = os_now(database->os);
+    uint64_t slice = now + VFS_STRICT_SLICE < deadline ? now + VFS_STRICT_SLICE : deadline;
+    if (vfs_wait_sequence(database, connection->base_sequence, slice) == VFS_FATE_COMMITTED) break;
+    if (is_doomed(connection)) return SQLITE_BUSY_SNAPSHOT;
+    if (slice == deadline) return SQLITE_BUSY;
+  }
+  return SQLITE_OK;
+}
+
 static int write_grant(struct vfs_connection *connection) {
   struct vfs_database *database = connection->database;
   if (writes_other_file(connection, true)) {
@@ -280,10 +297,7 @@ static int write_grant(struct vfs_connection *connection) {
   connection->gate = 0;
   connection->error[0] = 0;
   int code = vfs_wal_reserve(database->wal, VFS_RESERVE_FRAMES);
-  if (code == SQLITE_OK && connection->strict && connection->base_sequence) {
-    enum vfs_fate fate = vfs_wait_sequence(database, connection->base_sequence, deadline_of(connection));
-    if (fate != VFS_FATE_COMMITTED) code = fate == VFS_FATE_LOST ? SQLITE_BUSY_SNAPSHOT : SQLITE_BUSY;
-  }
+  if (code == SQLITE_OK && connection->strict) code = wait_strictly(connection);
   if (code != SQLITE_OK) give_ticket(connection);
   return code;
 }

@@ -30,6 +30,7 @@
 #define VFS_PART_BYTES (1u << 20)    /* a transaction's change set is cut into parts of about this size, raw */
 #define VFS_RESERVE_FRAMES 4096      /* wal-index regions are mapped this far ahead */
 #define VFS_DRAIN_MAX (5 * OS_MS)    /* the second pass of a checkpoint stalls writers no longer than this */
+#define VFS_STRICT_SLICE (20 * OS_MS) /* a strict writer looks after its leadership this often */
 #define VFS_TIMEOUT_MS_MAX 3600000u
 #define VFS_FCNTL_CONNECTION 0x42a15a01 /* sqlite3_file_control: *(struct vfs_connection **)arg */
 

@@ -93,6 +93,7 @@ struct raft_store {
   uint64_t size, offset, salt;
   uint64_t spare_next_try; /* offset at which a failed spare is tried again */
   uint64_t sequence, previous;
+  uint64_t disk_last; /* entry, as the batches so far leave it */
   bool sealed;
   uint8_t *buffer;
   size_t buffer_capacity;
@@ -523,6 +524,7 @@ static int write_batch(struct raft_store *store, const struct segment_batch *bat
   store->offset += batch->length;
   store->sequence++;
   store->previous = checksum;
+  store->disk_last = batch->index + batch->records - 1;
   store->sealed = batch->records == 0 && batch->truncate_from == 0;
   return 0;
 }
@@ -603,12 +605,14 @@ int raft_store_flush(struct raft_store *store, uint64_t *persist) {
 
 /* A batch that only says that the one before it is whole. Room for it is kept in every segment. */
 static int write_seal(struct raft_store *store) {
-  struct segment_batch batch = {.length = BATCH_SEAL_SIZE, .sequence = store->sequence, .previous = store->previous};
+  struct segment_batch batch = {.length = BATCH_SEAL_SIZE,
+                                .sequence = store->sequence,
+                                .previous = store->previous,
+                                .index = store->disk_last + 1};
   struct measure m = {.length = BATCH_SEAL_SIZE};
   if (store->sealed || store->offset + BATCH_SEAL_SIZE > store->size) return 0;
   int error = reserve_batch(store, &m);
   if (error) return error;
-  batch.index = store->durable_index + 1;
   error = write_batch(store, &batch);
   if (error == 0) {
     pthread_mutex_lock(&store->mutex);
@@ -762,6 +766,7 @@ static void adopt(struct raft_store *store, struct recovery *r, struct raft_stor
   store->sequence = r->next_sequence;
   store->previous = r->previous;
   store->sealed = r->sealed;
+  store->disk_last = store->last_index;
   *found = (struct raft_store_found){
       .first_index = store->first_index,
       .last_index = store->last_index,

@@ -632,7 +632,8 @@ static int sim_condition_wait(struct os *os, pthread_cond_t *condition, pthread_
 static void make_roots(struct sim_disk *disk) {
   static const char *const roots[] = {"/", "."};
   for (size_t i = 0; i < 2; i++) {
-    struct name *name = &disk->names[name_make(disk, roots[i])];
+    size_t at = name_make(disk, roots[i]); /* may move names */
+    struct name *name = &disk->names[at];
     struct inode *inode = inode_new(disk, true);
     inode_set(disk, &name->now, inode);
     inode_set(disk, &name->durable, inode);

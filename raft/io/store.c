@@ -572,8 +572,8 @@ static int flush_batch(struct raft_store *store) {
 /* Is something of number <= `target` still to be written? Takes mutex. */
 static bool is_due(struct raft_store *store, uint64_t target) {
   pthread_mutex_lock(&store->mutex);
-  bool due = store->truncate_from ||
-             (store->written_last < store->last_index && slot_at(store, store->written_last + 1)->persist <= target);
+  bool due = store->truncate_from && store->truncate_persist <= target;
+  if (store->written_last < store->last_index) due |= slot_at(store, store->written_last + 1)->persist <= target;
   if (!due) store->persist_durable = durable_number(store); /* marks */
   pthread_mutex_unlock(&store->mutex);
   return due;

@@ -1,0 +1,163 @@
+/*
+** SQL functions, on every connection:
+**
+**   balsa_wait(index [, ms])   until this node shows everything through `index`; its applied index
+**   balsa_error()              the sentence for the connection's last error, NULL if there is none
+**   balsa_last_commit()        the token of the connection's last COMMIT, known or not; NULL before the first
+**   balsa_outcome(token)       'committed', 'lost' or 'pending'
+**   balsa_stop([schema])       stops the node in order
+**
+** A token is "term.index.cluster": what it was proposed as, and the cluster's id in hex.
+*/
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "functions.h"
+#include "node_internal.h"
+
+#define TOKEN_MAX 96
+#define NOT_REPLICATED "no replicated database on this connection: open one with vfs=balsa"
+
+/* The connection's Balsa database called `schema` (NULL: the first); sets the error if there is none. */
+static struct vfs_connection *connection_of(sqlite3_context *context, const char *schema) {
+  struct vfs_connection *connection = vfs_connection_find(sqlite3_context_db_handle(context), schema);
+  if (!connection)
+    sqlite3_result_error(context, NOT_REPLICATED, -1);
+  else if (node_is_forked()) {
+    sqlite3_result_error(context,
+                         "this process was forked from one that uses Balsa; open databases after fork and exec", -1);
+    connection = NULL;
+  }
+  return connection;
+}
+
+static void result_text(sqlite3_context *context, const char *text) {
+  if (text[0])
+    sqlite3_result_text(context, text, -1, SQLITE_TRANSIENT);
+  else
+    sqlite3_result_null(context);
+}
+
+static void function_error(sqlite3_context *context, int n, sqlite3_value **arguments) {
+  struct vfs_connection *connection = vfs_connection_find(sqlite3_context_db_handle(context), NULL);
+  char text[VFS_TEXT_MAX];
+  (void)n, (void)arguments;
+  snprintf(text, sizeof text, "%s", connection ? vfs_connection_error(connection) : vfs_open_error());
+  if (!text[0] && connection && !node_is_forked()) node_trouble(node_of_connection(connection), text);
+  result_text(context, text);
+}
+
+/* Positive milliseconds; false after setting the error. */
+static bool milliseconds(sqlite3_context *context, sqlite3_value *value, uint64_t *ms) {
+  if (sqlite3_value_numeric_type(value) == SQLITE_INTEGER && sqlite3_value_int64(value) >= 0 &&
+      sqlite3_value_int64(value) <= OPTIONS_COMMIT_TIMEOUT_MS_MAX) {
+    *ms = (uint64_t)sqlite3_value_int64(value);
+    return true;
+  }
+  sqlite3_result_error(context, "balsa_wait: the second argument must be 0 to 3600000 (ms)", -1);
+  return false;
+}
+
+static void function_wait(sqlite3_context *context, int n, sqlite3_value **arguments) {
+  struct vfs_connection *connection = connection_of(context, NULL);
+  if (!connection) return;
+  struct node *node = node_of_connection(connection);
+  uint64_t ms = vfs_connection_timeout_ms(connection);
+  if (sqlite3_value_numeric_type(arguments[0]) != SQLITE_INTEGER || sqlite3_value_int64(arguments[0]) < 0) {
+    sqlite3_result_error(context, "balsa_wait: the first argument must be an index of the log", -1);
+    return;
+  }
+  if (n > 1 && !milliseconds(context, arguments[1], &ms)) return;
+  if (vfs_connection_is_writing(connection)) {
+    sqlite3_result_error(
+        context, "balsa_wait: this connection has a write transaction open and would wait for itself: end it first",
+        -1);
+    return;
+  }
+  uint64_t index = (uint64_t)sqlite3_value_int64(arguments[0]);
+  int error = node_wait_applied(node, index, os_now(os_real()) + ms * OS_MS);
+  struct node_status status;
+  node_get_status(node, &status);
+  if (error == VFS_OK) {
+    sqlite3_result_int64(context, (sqlite3_int64)status.applied_index);
+    return;
+  }
+  char text[2 * VFS_TEXT_MAX];
+  snprintf(text, sizeof text,
+           "balsa_wait: entry %" PRIu64 " is not applied here after %" PRIu64 " ms: this node is at %" PRIu64
+           " (%.700s)",
+           index, ms, status.applied_index, status.state);
+  sqlite3_result_error(context, text, -1);
+  if (error == VFS_BUSY) sqlite3_result_error_code(context, SQLITE_BUSY);
+}
+
+static void function_last_commit(sqlite3_context *context, int n, sqlite3_value **arguments) {
+  struct vfs_connection *connection = connection_of(context, NULL);
+  (void)n, (void)arguments;
+  if (!connection) return;
+  struct vfs_token token = vfs_connection_last_commit(connection);
+  if (token.index == 0) return; /* NULL */
+  char cluster[NODE_UUID_TEXT], text[TOKEN_MAX];
+  struct raft_uuid uuid = node_cluster(node_of_connection(connection));
+  node_uuid_text(&uuid, cluster);
+  snprintf(text, sizeof text, "%" PRIu64 ".%" PRIu64 ".%s", token.epoch, token.index, cluster);
+  sqlite3_result_text(context, text, -1, SQLITE_TRANSIENT);
+}
+
+static void function_outcome(sqlite3_context *context, int n, sqlite3_value **arguments) {
+  static const char *const words[] = {
+      [RAFT_FATE_PENDING] = "pending", [RAFT_FATE_COMMITTED] = "committed", [RAFT_FATE_LOST] = "lost"};
+  struct vfs_connection *connection = connection_of(context, NULL);
+  (void)n;
+  if (!connection || sqlite3_value_type(arguments[0]) == SQLITE_NULL) return;
+  const char *token = (const char *)sqlite3_value_text(arguments[0]);
+  char ours[NODE_UUID_TEXT], theirs[NODE_UUID_TEXT], rest;
+  uint64_t term = 0, index = 0;
+  if (!token || sscanf(token, "%" SCNu64 ".%" SCNu64 ".%32[0-9a-f]%c", &term, &index, theirs, &rest) != 3 ||
+      term == 0 || index == 0) {
+    sqlite3_result_error(context, "balsa_outcome: this is no token of balsa_last_commit()", -1);
+    return;
+  }
+  struct node *node = node_of_connection(connection);
+  struct raft_uuid uuid = node_cluster(node);
+  node_uuid_text(&uuid, ours);
+  if (strcmp(ours, theirs) != 0) {
+    sqlite3_result_error(context, "balsa_outcome: this token is of another cluster", -1);
+    return;
+  }
+  sqlite3_result_text(context, words[node_outcome(node, term, index)], -1, SQLITE_STATIC);
+}
+
+static void function_stop(sqlite3_context *context, int n, sqlite3_value **arguments) {
+  const char *schema = n > 0 ? (const char *)sqlite3_value_text(arguments[0]) : NULL;
+  struct vfs_connection *connection = connection_of(context, schema);
+  if (!connection) return;
+  if (vfs_connection_is_writing(connection)) {
+    sqlite3_result_error(context, "balsa_stop: this connection has a write transaction open: end it first", -1);
+    return;
+  }
+  node_stop(node_of_connection(connection), os_now(os_real()) + NODE_STOP_MS_MAX * OS_MS);
+  sqlite3_result_int(context, 1);
+}
+
+int balsa_functions_register(sqlite3 *db) {
+  static const struct {
+    const char *name;
+    int arguments, flags;
+    void (*call)(sqlite3_context *context, int n, sqlite3_value **arguments);
+  } functions[] = {
+      {"balsa_wait", 1, SQLITE_DIRECTONLY, function_wait},
+      {"balsa_wait", 2, SQLITE_DIRECTONLY, function_wait},
+      {"balsa_error", 0, 0, function_error},
+      {"balsa_last_commit", 0, 0, function_last_commit},
+      {"balsa_outcome", 1, 0, function_outcome},
+      {"balsa_stop", 0, SQLITE_DIRECTONLY, function_stop},
+      {"balsa_stop", 1, SQLITE_DIRECTONLY, function_stop},
+  };
+  int code = SQLITE_OK;
+  for (size_t i = 0; code == SQLITE_OK && i < sizeof functions / sizeof *functions; i++)
+    code = sqlite3_create_function_v2(db, functions[i].name, functions[i].arguments, SQLITE_UTF8 | functions[i].flags,
+                                      NULL, functions[i].call, NULL, NULL, NULL);
+  return code;
+}

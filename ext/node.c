@@ -1,0 +1,778 @@
+/*
+** The life of a node: the registry of the process, start, stop, exit and fork.
+*/
+#include <assert.h>
+#include <errno.h>
+#include <inttypes.h>
+#include <limits.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "node_internal.h"
+
+/* Guards the list of nodes, and of each its life, connections and identity. Held over nothing that waits. */
+static pthread_mutex_t registry_mutex = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t registry_changed;
+static struct node *nodes;
+static sqlite3_vfs *base_vfs;
+static atomic_bool forked;
+
+bool node_is_forked(void) {
+  return atomic_load_explicit(&forked, memory_order_relaxed);
+}
+
+void node_say(char *text, const char *format, ...) {
+  va_list arguments;
+  va_start(arguments, format);
+  vsnprintf(text, VFS_TEXT_MAX, format, arguments);
+  va_end(arguments);
+}
+
+void node_log(int code, const char *format, ...) {
+  char text[VFS_TEXT_MAX + 128];
+  va_list arguments;
+  va_start(arguments, format);
+  vsnprintf(text, sizeof text, format, arguments);
+  va_end(arguments);
+  sqlite3_log(code, "balsa: %s", text);
+}
+
+bool node_uuid_is_none(const struct raft_uuid *uuid) {
+  static const struct raft_uuid none;
+  return node_uuid_equal(uuid, &none);
+}
+
+bool node_uuid_equal(const struct raft_uuid *a, const struct raft_uuid *b) {
+  return memcmp(a, b, sizeof *a) == 0;
+}
+
+void node_uuid_text(const struct raft_uuid *uuid, char text[NODE_UUID_TEXT]) {
+  for (size_t i = 0; i < RAFT_UUID_SIZE; i++) snprintf(text + 2 * i, 3, "%02x", uuid->bytes[i]);
+}
+
+int node_sqlite_error(int error) {
+  switch (error) {
+  case VFS_OK: return SQLITE_OK;
+  case VFS_NO_MEMORY: return SQLITE_NOMEM;
+  case VFS_NO_SPACE: return SQLITE_FULL;
+  case VFS_BUSY: return SQLITE_BUSY;
+  default: return SQLITE_CANTOPEN;
+  }
+}
+
+struct node *node_of_connection(struct vfs_connection *connection) {
+  return vfs_database_node(vfs_connection_database(connection));
+}
+
+uint32_t node_commit_timeout_ms(const struct node *node) {
+  return node->options.commit_timeout_ms;
+}
+
+static int fail(int code, char *text, const char *format, ...) __attribute__((format(printf, 3, 4)));
+static int fail(int code, char *text, const char *format, ...) {
+  va_list arguments;
+  va_start(arguments, format);
+  vsnprintf(text, VFS_TEXT_MAX, format, arguments);
+  va_end(arguments);
+  return code;
+}
+
+/* ---- Making and freeing ---- */
+
+static struct node *node_new(const char *path) {
+  struct node *node = calloc(1, sizeof *node);
+  if (!node) return NULL;
+  node->os = os_real();
+  node->life = NODE_STARTING;
+  node->frozen = true;
+  node->disk_reads = calloc(NODE_DISK_READS_MAX, sizeof *node->disk_reads);
+  node->scratch = calloc(NODE_APPEND_ENTRIES_MAX, sizeof *node->scratch);
+  snprintf(node->path, sizeof node->path, "%s", path);
+  pthread_mutex_init(&node->facts_mutex, NULL);
+  pthread_mutex_init(&node->mutex, NULL);
+  os_condition_init(&node->log_condition);
+  os_condition_init(&node->apply_condition);
+  os_condition_init(&node->checkpoint_condition);
+  os_condition_init(&node->epoch_condition);
+  os_condition_init(&node->idle_condition);
+  return node;
+}
+
+static void node_free(struct node *node) {
+  if (node->raft) raft_close(node->raft);
+  raft_forming_close(node->forming);
+  pthread_cond_destroy(&node->log_condition);
+  pthread_cond_destroy(&node->apply_condition);
+  pthread_cond_destroy(&node->checkpoint_condition);
+  pthread_cond_destroy(&node->epoch_condition);
+  pthread_cond_destroy(&node->idle_condition);
+  pthread_mutex_destroy(&node->mutex);
+  pthread_mutex_destroy(&node->facts_mutex);
+  free(node->disk_reads);
+  free(node->scratch);
+  free(node->delayed);
+  free(node->metas);
+  free(node->payloads);
+  free(node);
+}
+
+/* ---- Start: files ---- */
+
+static int make_folder(struct node *node, char *text) {
+  char parent[OS_PATH_MAX];
+  int length = snprintf(node->folder, sizeof node->folder, "%s-balsa", node->path);
+  if (length < 0 || (size_t)length + 32 >= sizeof node->folder)
+    return fail(SQLITE_CANTOPEN, text, "%.300s…: the path is too long", node->path);
+  int error = os_make_directory(node->os, node->folder);
+  snprintf(parent, sizeof parent, "%s", node->path);
+  *strrchr(parent, '/') = 0;
+  if (!error) error = os_sync_directory(node->os, parent[0] ? parent : "/");
+  if (error) return fail(SQLITE_CANTOPEN, text, "%s cannot be made: %s", node->folder, strerror(-error));
+  return SQLITE_OK;
+}
+
+static int open_database(struct node *node, uint32_t commit_timeout_ms, struct vfs_found *found, char *text) {
+  struct vfs_database_options options = {
+      .os = node->os,
+      .base = base_vfs,
+      .path = node->path,
+      .folder = node->folder,
+      .methods = &node_vfs_methods,
+      .node = node,
+      .commit_timeout_ms = commit_timeout_ms,
+  };
+  int error = vfs_database_open(&options, &node->database, found, text);
+  if (error && !text[0]) return fail(node_sqlite_error(error), text, "%s cannot be opened", node->path);
+  return node_sqlite_error(error);
+}
+
+static int count_name(void *ctx, const char *name) {
+  (void)name;
+  ++*(size_t *)ctx;
+  return 0;
+}
+
+static size_t count_log_files(struct node *node) {
+  char path[OS_PATH_MAX + 16];
+  size_t count = 0;
+  snprintf(path, sizeof path, "%s/log", node->folder);
+  os_list(node->os, path, count_name, &count);
+  return count;
+}
+
+struct names {
+  char (*list)[NAME_MAX + 1];
+  size_t n, capacity;
+};
+
+static int collect_name(void *ctx, const char *name) {
+  struct names *names = ctx;
+  if (names->n == names->capacity) {
+    size_t capacity = names->capacity ? names->capacity * 2 : 16;
+    char(*grown)[NAME_MAX + 1] = realloc(names->list, capacity * sizeof *grown);
+    if (!grown) return -ENOMEM;
+    names->list = grown;
+    names->capacity = capacity;
+  }
+  snprintf(names->list[names->n++], NAME_MAX + 1, "%s", name);
+  return 0;
+}
+
+/* A cluster that was never begun: nobody has seen its entries. */
+static int discard_log(struct node *node, char *text) {
+  char folder[OS_PATH_MAX + 16], path[OS_PATH_MAX + 16 + NAME_MAX + 1];
+  struct names names = {0};
+  snprintf(folder, sizeof folder, "%s/log", node->folder);
+  int error = os_list(node->os, folder, collect_name, &names);
+  if (error == -ENOENT) error = 0;
+  for (size_t i = 0; !error && i < names.n; i++) {
+    snprintf(path, sizeof path, "%s/%s", folder, names.list[i]);
+    error = os_remove(node->os, path);
+  }
+  if (!error && names.n > 0) error = os_sync_directory(node->os, folder);
+  free(names.list);
+  if (error)
+    return fail(SQLITE_CANTOPEN, text, "%s: an unfinished log cannot be removed: %s", folder, strerror(-error));
+  return SQLITE_OK;
+}
+
+static int open_vote(struct node *node, char *text) {
+  char path[OS_PATH_MAX + 16];
+  snprintf(path, sizeof path, "%s/vote", node->folder);
+  int error = raft_hard_state_open(node->os, path, &node->hard_state, &node->hard_state_file);
+  if (error == -EILSEQ)
+    return fail(
+        SQLITE_CANTOPEN, text,
+        "%s is damaged: this node no longer knows whom it voted for. Move %s away and let it join as a new node", path,
+        node->folder);
+  if (error) return fail(SQLITE_CANTOPEN, text, "%s cannot be opened: %s", path, strerror(-error));
+  return SQLITE_OK;
+}
+
+/* A node that never ran gets its id and incarnation; one that did keeps them. */
+static int identify(struct node *node, const struct options *given, char *text) {
+  if (node->hard_state.node != 0) {
+    node->is_restart = true;
+    node->id = node->hard_state.node;
+    node->incarnation = node->hard_state.incarnation;
+    if (options_has(given, OPTION_NODE) && given->node != node->id)
+      return fail(SQLITE_CANTOPEN, text,
+                  "option node=%" PRIu64 ": %s belongs to node %" PRIu64 ", and a node's number stays", given->node,
+                  node->folder, node->id);
+    return SQLITE_OK;
+  }
+  if (count_log_files(node) > 0)
+    return fail(
+        SQLITE_CANTOPEN, text,
+        "%s/vote is missing though %s/log is there: this node no longer knows whom it voted for. Restore it from a "
+        "copy, or move %s away and let it join as a new node",
+        node->folder, node->folder, node->folder);
+  node->id = given->node;
+  while (node->id == 0) {
+    os_random(node->os, &node->id, sizeof node->id);
+    node->id &= INT64_MAX;
+  }
+  os_random(node->os, node->incarnation.bytes, sizeof node->incarnation.bytes);
+  return SQLITE_OK;
+}
+
+static int write_identity(struct node *node, char *text) {
+  if (node->is_restart) return SQLITE_OK;
+  node->hard_state = (struct raft_hard_state){.node = node->id, .incarnation = node->incarnation};
+  int error = raft_hard_state_write(node->hard_state_file, &node->hard_state);
+  if (!error) error = os_sync_directory(node->os, node->folder);
+  if (error)
+    return fail(node_sqlite_error(error == -ENOSPC ? VFS_NO_SPACE : VFS_IO), text, "%s/vote cannot be written: %s",
+                node->folder, strerror(-error));
+  return SQLITE_OK;
+}
+
+/* ---- Start: the log ---- */
+
+/* The latest configuration in the log. */
+static int find_configuration(struct node *node, struct raft_start *start, struct raft_configuration *configuration,
+                              char *text) {
+  for (uint64_t index = start->last_index; index >= start->first_index && index > 0; index--) {
+    if (start->entries[index - start->first_index].type != RAFT_ENTRY_CONFIGURATION) continue;
+    struct raft_entry entry;
+    int64_t n = raft_store_read(node->store, index, 1, SIZE_MAX, &entry);
+    if (n != 1) {
+      raft_store_error(node->store, text);
+      return SQLITE_CORRUPT;
+    }
+    int error = raft_configuration_decode(entry.payload ? entry.payload->bytes : NULL, raft_entry_size(&entry),
+                                          configuration);
+    raft_payload_unref(entry.payload);
+    if (error)
+      return fail(SQLITE_CORRUPT, text, "%s/log: entry %" PRIu64 " is no configuration that this version understands",
+                  node->folder, index);
+    start->configuration = configuration;
+    start->configuration_index = index;
+    return SQLITE_OK;
+  }
+  return SQLITE_OK;
+}
+
+/* What was found must fit together. */
+static int check_found(struct node *node, const struct raft_start *start, const struct vfs_found *found, char *text) {
+  uint64_t marked = found->begun > found->checkpointed ? found->begun : found->checkpointed;
+  if (found->has_marks && marked > start->last_index)
+    return fail(
+        SQLITE_CORRUPT, text,
+        "%s/log ends at entry %" PRIu64 ", but %s holds the state at entry %" PRIu64
+        ": the end of the log is lost. Restore the folder from a copy, or move it away and let the node join anew",
+        node->folder, start->last_index, node->path, marked);
+  if (start->last_index == 0) return SQLITE_OK;
+  if (!start->configuration)
+    return fail(SQLITE_CORRUPT, text, "%s/log has no configuration: it is incomplete; restore it from a copy",
+                node->folder);
+  if (start->entries[start->last_index - start->first_index].term > node->hard_state.term)
+    return fail(SQLITE_CORRUPT, text,
+                "%s/vote says term %" PRIu64 ", but the log has entries of term %" PRIu64
+                ": it is older than the log. Restore both from the same copy, or let the node join anew",
+                node->folder, node->hard_state.term, start->entries[start->last_index - start->first_index].term);
+  return SQLITE_OK;
+}
+
+/* Opens the log; `entries` of *start is the caller's to free. */
+static int open_log(struct node *node, struct raft_start *start, struct raft_configuration *configuration, char *text) {
+  char path[OS_PATH_MAX + 16];
+  struct raft_store_found found = {0};
+  snprintf(path, sizeof path, "%s/log", node->folder);
+  int error = raft_store_open(node->os, path, &node->incarnation, NULL, &found, &node->store, text);
+  if (error) {
+    if (!text[0]) node_say(text, "%s: %s", path, strerror(-error));
+    return error == -ENOSPC ? SQLITE_FULL : error == -EILSEQ ? SQLITE_CORRUPT : SQLITE_CANTOPEN;
+  }
+  start->first_index = found.first_index;
+  start->prev_term = found.prev_term;
+  start->last_index = found.last_index;
+  start->entries = found.entries;
+  node->last_index = node->durable_index = found.last_index;
+  if (found.fresh && node->hard_state.term > 0 && node->formation == NODE_FORMED)
+    return fail(SQLITE_CORRUPT, text, "%s is gone: restore it from a copy, or move %s away and let the node join anew",
+                path, node->folder);
+  return find_configuration(node, start, configuration, text);
+}
+
+/* ---- Start: the ways to begin ---- */
+
+int node_start_database(struct node *node, uint64_t commit_index, char *text) {
+  struct vfs_status status;
+  uint64_t applied = 0;
+  int error = vfs_database_start(node->database, commit_index, node->facts.page_size, node->facts.auto_vacuum, &applied,
+                                 text);
+  if (error) {
+    if (!text[0]) node_say(text, "%s cannot be brought to the state at entry %" PRIu64, node->path, commit_index);
+    return node_sqlite_error(error);
+  }
+  vfs_get_status(node->database, &status);
+  pthread_mutex_lock(&node->mutex);
+  node->applied_index = applied;
+  node->has_pages = status.pages > 0;
+  pthread_mutex_unlock(&node->mutex);
+  return SQLITE_OK;
+}
+
+static int open_raft(struct node *node, struct raft_start *start, char *text) {
+  start->now = os_now(node->os);
+  start->term = node->hard_state.term;
+  start->voted_for = node->hard_state.voted_for;
+  start->restarted = node->is_restart;
+  pthread_mutex_lock(&node->mutex);
+  int code = node_raft_open(node, start, text);
+  pthread_mutex_unlock(&node->mutex);
+  return code;
+}
+
+/* It has a log: redo, then the core goes on from there. */
+static int start_again(struct node *node, struct raft_start *start, const struct vfs_found *found, char *text) {
+  struct raft_entry last;
+  uint64_t marked = found->begun > found->checkpointed ? found->begun : found->checkpointed;
+  node->is_former = node->formation == NODE_FORMED;
+  if (raft_store_read(node->store, start->last_index, 1, SIZE_MAX, &last) == 1) {
+    node->origin_sequence = last.origin_sequence;
+    raft_payload_unref(last.payload);
+  }
+  int code = node_start_database(node, marked, text);
+  if (code != SQLITE_OK) return code;
+  start->commit_index = marked;
+  return open_raft(node, start, text);
+}
+
+static int adopt(struct node *node, struct vfs_found *found, char *text) {
+  int error = vfs_database_adopt(node->database, found, text);
+  if (error && !text[0])
+    return fail(node_sqlite_error(error), text, "%s cannot be made a replicated database", node->path);
+  node->has_content = true;
+  return node_sqlite_error(error);
+}
+
+/* A cluster of one is ready at once. */
+static int start_alone(struct node *node, struct raft_start *start, char *text) {
+  struct raft_configuration configuration;
+  uint64_t last = 0;
+  node_single_configuration(node, &configuration);
+  int code = open_raft(node, start, text);
+  if (code == SQLITE_OK && !node->has_content) code = node_start_database(node, 0, text);
+  if (code == SQLITE_OK) code = node_bootstrap(node, &configuration, node->has_content, &last, text);
+  if (code == SQLITE_OK && node->has_content) code = node_start_database(node, last, text);
+  node->has_pages = code == SQLITE_OK;
+  if (code != SQLITE_OK) return code;
+  pthread_mutex_lock(&node->mutex);
+  node_configuration_changed(node);
+  pthread_mutex_unlock(&node->mutex);
+  return SQLITE_OK;
+}
+
+/* It waits for its peers; the open returns. An existing database stays out of sight until the cluster has it. */
+static int start_forming(struct node *node, struct raft_start *start, char *text) {
+  struct raft_peer_facts facts = {
+      .id = node->id,
+      .incarnation = node->incarnation,
+      .peers_hash = node->facts.peers_hash,
+      .has_database = node->has_content,
+      .page_size = node->facts.page_size,
+      .auto_vacuum = node->facts.auto_vacuum,
+  };
+  if (raft_forming_open(&facts, node->options.peers, node->options.n_peers, &node->forming, text) != RAFT_OK)
+    return SQLITE_CANTOPEN;
+  int code = open_raft(node, start, text);
+  if (code == SQLITE_OK && !node->has_content) code = node_start_database(node, 0, text);
+  pthread_mutex_lock(&node->mutex);
+  node_forming_look(node);
+  pthread_mutex_unlock(&node->mutex);
+  return code;
+}
+
+/* ---- Start: the network and the threads ---- */
+
+static void state_facts(struct node *node, const struct vfs_found *found) {
+  struct raft_hello *facts = &node->facts;
+  facts->protocol_lowest = RAFT_PROTOCOL_LOWEST;
+  facts->protocol_highest = RAFT_PROTOCOL_HIGHEST;
+  facts->node = node->id;
+  facts->incarnation = node->incarnation;
+  facts->cluster = node->configuration.cluster;
+  facts->database = node->configuration.database;
+  facts->election_ms = node->options.election_ms;
+  facts->has_database = found->has_content && !found->has_marks;
+  facts->page_size = facts->has_database ? found->page_size : node->options.page_size;
+  facts->auto_vacuum = facts->has_database ? found->auto_vacuum : node->options.auto_vacuum;
+  if (node->configuration.n_members > 0) {
+    facts->election_ms = node->configuration.settings.election_ms;
+    facts->page_size = node->configuration.settings.page_size;
+    facts->auto_vacuum = node->configuration.settings.auto_vacuum;
+  }
+  if (node->options.n_peers > 0) facts->peers_hash = raft_forming_hash(node->options.peers, node->options.n_peers);
+  memcpy(facts->address, node->options.advertise, sizeof facts->address);
+}
+
+/* Listens. Callbacks may come from now on; a frozen node lets them pass. */
+static int attach_link(struct node *node, char *text) {
+  node->transport = raft_transport_get(node->os);
+  if (!node->transport) return fail(SQLITE_NOMEM, text, "%s: the network thread cannot be started", node->path);
+  pthread_mutex_lock(&node->mutex);
+  int error = raft_transport_attach(node->transport, &node_transport_methods, node,
+                                    node->options.listen[0] ? node->options.listen : NULL, &node->link, text);
+  pthread_mutex_unlock(&node->mutex);
+  if (error) {
+    if (!text[0]) node_say(text, "option listen=%s: %s", node->options.listen, strerror(-error));
+    return SQLITE_CANTOPEN;
+  }
+  if (!node->options.advertise[0] && node->options.listen[0])
+    snprintf(node->options.advertise, sizeof node->options.advertise, "%s", raft_transport_address(node->link));
+  pthread_mutex_lock(&node->facts_mutex);
+  memcpy(node->facts.address, node->options.advertise, sizeof node->facts.address);
+  pthread_mutex_unlock(&node->facts_mutex);
+  return SQLITE_OK;
+}
+
+static int start_threads(struct node *node, char *text) {
+  int error = os_thread_start(node->os, "balsa-log", node_log_thread, node, &node->log_thread);
+  if (!error) error = os_thread_start(node->os, "balsa-apply", node_apply_thread, node, &node->apply_thread);
+  if (!error) error = os_thread_start(node->os, "balsa-ckpt", node_checkpoint_thread, node, &node->checkpoint_thread);
+  if (error) return fail(SQLITE_NOMEM, text, "%s: a thread cannot be started: %s", node->path, strerror(-error));
+  return SQLITE_OK;
+}
+
+/* Events may go into the core. */
+static void unfreeze(struct node *node) {
+  pthread_mutex_lock(&node->mutex);
+  node->frozen = false;
+  raft_tick(node->raft, os_now(node->os));
+  node_drain(node, NULL, 0);
+  pthread_mutex_unlock(&node->mutex);
+}
+
+/* ---- Start ---- */
+
+/* The options of a node without state are checked before anything is made. */
+static int check_given(const struct node *node, const struct options *given, char *text) {
+  struct stat status;
+  char folder[OS_PATH_MAX + 8];
+  struct options options;
+  snprintf(folder, sizeof folder, "%s-balsa", node->path);
+  if (stat(folder, &status) == 0) return SQLITE_OK;
+  options_init(&options);
+  options_merge(&options, given);
+  return options_check(&options, true, text) ? SQLITE_OK : SQLITE_CANTOPEN;
+}
+
+/* What is kept and what is given become the options in force. */
+static int settle_options(struct node *node, const struct options *kept, const struct options *given, bool is_fresh,
+                          char *text) {
+  options_init(&node->options);
+  options_merge(&node->options, kept);
+  options_merge(&node->options, given);
+  node->options.node = node->id;
+  return options_check(&node->options, is_fresh, text) ? SQLITE_OK : SQLITE_CANTOPEN;
+}
+
+static int begin(struct node *node, struct raft_start *start, struct vfs_found *found, char *text) {
+  bool is_plain = found->has_content && !found->has_marks;
+  if (start->configuration) return start_again(node, start, found, text);
+  if (is_plain) {
+    int code = adopt(node, found, text);
+    if (code != SQLITE_OK) return code;
+    state_facts(node, found);
+  }
+  return node->options.n_peers > 1 ? start_forming(node, start, text) : start_alone(node, start, text);
+}
+
+static int start_node(struct node *node, const struct options *given, struct raft_start *start, char *text) {
+  struct vfs_found found;
+  struct options kept;
+  struct raft_configuration *configuration = &node->configuration;
+  options_init(&kept);
+  int code = check_given(node, given, text);
+  if (code == SQLITE_OK) code = make_folder(node, text);
+  if (code == SQLITE_OK) code = open_database(node, given->commit_timeout_ms, &found, text);
+  if (code == SQLITE_OK) code = node_kept_open(node, &kept, text);
+  if (code == SQLITE_OK) code = open_vote(node, text);
+  if (code == SQLITE_OK && node->formation == NODE_BOOTSTRAPPING && !found.has_marks) code = discard_log(node, text);
+  if (code == SQLITE_OK) code = identify(node, given, text);
+  if (code == SQLITE_OK && node->is_restart) code = open_log(node, start, configuration, text);
+  if (code == SQLITE_OK) code = settle_options(node, &kept, given, !start->configuration, text);
+  if (code == SQLITE_OK) code = check_found(node, start, &found, text);
+  if (code != SQLITE_OK) return code;
+  state_facts(node, &found);
+  code = attach_link(node, text);
+  if (code == SQLITE_OK) code = write_identity(node, text);
+  if (code == SQLITE_OK && !node->is_restart) code = open_log(node, start, configuration, text);
+  if (code == SQLITE_OK && node->formation == NODE_BOOTSTRAPPING && start->configuration) node->formation = NODE_FORMED;
+  if (code == SQLITE_OK)
+    code = node_kept_write(node, node->formation == NODE_BOOTSTRAPPING ? NODE_FRESH : node->formation, text);
+  if (code == SQLITE_OK) code = begin(node, start, &found, text);
+  if (code == SQLITE_OK) code = start_threads(node, text);
+  if (code == SQLITE_OK) {
+    node_dial_members(node);
+    unfreeze(node);
+  }
+  return code;
+}
+
+/* ---- Stop ---- */
+
+/* All but the database, which connections may still use, and what status is read from. */
+static void shut_down(struct node *node) {
+  pthread_mutex_lock(&node->mutex);
+  node->stopping = true;
+  node_wake_all(node);
+  pthread_mutex_unlock(&node->mutex);
+  if (node->link) raft_transport_detach(node->link);
+  if (node->checkpoint_thread) os_thread_join(node->checkpoint_thread);
+  if (node->apply_thread) os_thread_join(node->apply_thread);
+  if (node->log_thread) os_thread_join(node->log_thread);
+  pthread_mutex_lock(&node->mutex);
+  node_wait_idle(node);
+  struct raft_store *store = node->store;
+  struct raft_transport *transport = node->transport;
+  node->store = NULL;
+  node->link = NULL;
+  node->transport = NULL;
+  node->checkpoint_thread = node->apply_thread = node->log_thread = NULL;
+  pthread_mutex_unlock(&node->mutex);
+  if (store) raft_store_close(store);
+  if (node->hard_state_file) raft_hard_state_close(node->hard_state_file);
+  if (node->kept_file) slot_file_close(node->kept_file);
+  node->hard_state_file = NULL;
+  node->kept_file = NULL;
+  if (transport) raft_transport_put(transport);
+}
+
+static int start(struct node *node, const struct options *given, char *text) {
+  struct raft_start from = {0};
+  from.first_index = 1;
+  text[0] = 0;
+  int code = node->scratch && node->disk_reads ? start_node(node, given, &from, text)
+                                               : fail(SQLITE_NOMEM, text, "%s: no memory for the node", node->path);
+  free((void *)(uintptr_t)from.entries);
+  if (code == SQLITE_OK) return SQLITE_OK;
+  shut_down(node);
+  if (node->database) {
+    vfs_database_stop(node->database, os_now(node->os));
+    vfs_database_close(node->database);
+  }
+  return code;
+}
+
+/* ---- The registry ---- */
+
+static void unlist(struct node *node) {
+  struct node **at = &nodes;
+  while (*at != node) at = &(*at)->next;
+  *at = node->next;
+  pthread_cond_broadcast(&registry_changed);
+}
+
+/* registry_mutex held, given up meanwhile. A stopped node without connections goes. */
+static void finish(struct node *node) {
+  if (node->life != NODE_STOPPED || node->connections > 0) return;
+  node->life = NODE_STOPPING; /* who wants to open the file waits until it is free */
+  pthread_mutex_unlock(&registry_mutex);
+  vfs_database_close(node->database);
+  pthread_mutex_lock(&registry_mutex);
+  unlist(node);
+  node_free(node);
+}
+
+/* registry_mutex held, given up meanwhile. */
+static void stop(struct node *node, uint64_t deadline) {
+  node->life = NODE_STOPPING;
+  pthread_mutex_unlock(&registry_mutex);
+  vfs_database_stop(node->database, deadline);
+  shut_down(node);
+  pthread_mutex_lock(&registry_mutex);
+  node->life = NODE_STOPPED;
+  pthread_cond_broadcast(&registry_changed);
+  finish(node);
+}
+
+void node_stop(struct node *node, uint64_t deadline) {
+  if (node_is_forked()) return;
+  pthread_mutex_lock(&registry_mutex);
+  if (node->life == NODE_RUNNING) stop(node, deadline);
+  pthread_mutex_unlock(&registry_mutex);
+}
+
+/* Device and inode, once the file is there. */
+static void note_identity(struct node *node) {
+  struct stat status;
+  if (node->has_identity || stat(node->path, &status) != 0) return;
+  node->device = status.st_dev;
+  node->inode = status.st_ino;
+  node->has_identity = true;
+}
+
+static bool is_same_file(struct node *node, const char *path, const struct stat *status) {
+  note_identity(node);
+  if (status && node->has_identity && node->device == status->st_dev && node->inode == status->st_ino) return true;
+  return strcmp(node->path, path) == 0;
+}
+
+static struct node *find(const char *path) {
+  struct stat status;
+  bool exists = stat(path, &status) == 0;
+  for (struct node *node = nodes; node; node = node->next)
+    if (is_same_file(node, path, exists ? &status : NULL)) return node;
+  return NULL;
+}
+
+/* The file's one name: symbolic links resolved, of a new file those of its folder. */
+static int resolve(const char *filename, char path[OS_PATH_MAX], char *text) {
+  char folder[PATH_MAX], real[PATH_MAX];
+  _Static_assert(PATH_MAX <= OS_PATH_MAX, "realpath writes PATH_MAX bytes");
+  if (realpath(filename, path)) return SQLITE_OK;
+  const char *slash = strrchr(filename, '/');
+  if (errno != ENOENT || !slash || strlen(filename) >= sizeof folder)
+    return fail(SQLITE_CANTOPEN, text, "%.300s cannot be opened: %s", filename, strerror(errno));
+  snprintf(folder, sizeof folder, "%.*s", slash == filename ? 1 : (int)(slash - filename), filename);
+  if (!realpath(folder, real)) return fail(SQLITE_CANTOPEN, text, "%.300s: no such folder", folder);
+  int length = snprintf(path, OS_PATH_MAX, "%s/%s", strcmp(real, "/") == 0 ? "" : real, slash + 1);
+  if (length < 0 || length >= OS_PATH_MAX)
+    return fail(SQLITE_CANTOPEN, text, "%.300s…: the path is too long", filename);
+  return SQLITE_OK;
+}
+
+/* A node that runs keeps its options; what is given again must be the same. */
+static int check_running(const struct node *node, const struct options *given, char *text) {
+  if (options_has(given, OPTION_NODE) && given->node != node->id)
+    return fail(SQLITE_CANTOPEN, text, "option node=%" PRIu64 ": in this process %s is node %" PRIu64, given->node,
+                node->path, node->id);
+  if (options_has(given, OPTION_LISTEN) && strcmp(given->listen, node->options.listen) != 0)
+    return fail(SQLITE_CANTOPEN, text,
+                "option listen=%s: node %" PRIu64
+                " runs in this process with listen=%s; another address needs a restart",
+                given->listen, node->id, node->options.listen[0] ? node->options.listen : "none");
+  if (options_has(given, OPTION_ADVERTISE) && strcmp(given->advertise, node->options.advertise) != 0)
+    return fail(SQLITE_CANTOPEN, text,
+                "option advertise=%s: node %" PRIu64
+                " runs in this process with advertise=%s; another address needs a restart",
+                given->advertise, node->id, node->options.advertise);
+  return SQLITE_OK;
+}
+
+/* registry_mutex held, given up meanwhile. */
+static int start_listed(const char *path, const struct options *given, struct node **out, char *text) {
+  struct node *node = node_new(path);
+  if (!node) return fail(SQLITE_NOMEM, text, "%s: no memory for the node", path);
+  node->next = nodes;
+  nodes = node;
+  pthread_mutex_unlock(&registry_mutex);
+  int code = start(node, given, text);
+  pthread_mutex_lock(&registry_mutex);
+  if (code == SQLITE_OK) {
+    node->life = NODE_RUNNING;
+    pthread_cond_broadcast(&registry_changed);
+    *out = node;
+  } else {
+    unlist(node);
+    node_free(node);
+  }
+  return code;
+}
+
+/* registry_mutex held, given up meanwhile. */
+static int find_or_start(const char *path, const struct options *given, int flags, struct node **out, char *text) {
+  struct node *node;
+  struct stat status;
+  char folder[OS_PATH_MAX + 8];
+  while ((node = find(path)) != NULL && (node->life == NODE_STARTING || node->life == NODE_STOPPING))
+    os_condition_wait(os_real(), &registry_changed, &registry_mutex, OS_FOREVER);
+  if (node && node->life == NODE_STOPPED)
+    return fail(SQLITE_CANTOPEN, text, "%s: its node was stopped, and %u connections are still open: close them first",
+                path, node->connections);
+  *out = node;
+  if (node) return check_running(node, given, text);
+  snprintf(folder, sizeof folder, "%s-balsa", path);
+  if (!(flags & SQLITE_OPEN_CREATE) && stat(path, &status) != 0 && stat(folder, &status) != 0)
+    return fail(SQLITE_CANTOPEN, text, "%s is not there, and this open may not create it", path);
+  return start_listed(path, given, out, text);
+}
+
+static int attach(const char *filename, int flags, struct vfs_database **database, char *text) {
+  struct options given;
+  struct node *node = NULL;
+  char path[OS_PATH_MAX];
+  if (node_is_forked())
+    return fail(SQLITE_CANTOPEN, text,
+                "%s: this process was forked from one that uses Balsa; open databases after fork and exec", filename);
+  options_init(&given);
+  if (!options_from_environment(&given, text) || !options_from_uri(&given, filename, text)) return SQLITE_CANTOPEN;
+  int code = resolve(filename, path, text);
+  if (code != SQLITE_OK) return code;
+  pthread_mutex_lock(&registry_mutex);
+  code = find_or_start(path, &given, flags, &node, text);
+  if (code == SQLITE_OK) {
+    node->connections++;
+    *database = node->database;
+  }
+  pthread_mutex_unlock(&registry_mutex);
+  return code;
+}
+
+static void detach(struct vfs_database *database) {
+  struct node *node = vfs_database_node(database);
+  if (node_is_forked()) return;
+  pthread_mutex_lock(&registry_mutex);
+  assert(node->connections > 0);
+  node->connections--;
+  finish(node);
+  pthread_mutex_unlock(&registry_mutex);
+}
+
+/* ---- The process ---- */
+
+static void note_fork(void) {
+  atomic_store(&forked, true);
+}
+
+/* Stops all nodes in order, at a normal exit. */
+static void stop_all(void) {
+  if (node_is_forked()) return;
+  uint64_t deadline = os_now(os_real()) + NODE_STOP_MS_MAX * OS_MS;
+  pthread_mutex_lock(&registry_mutex);
+  for (struct node *node = nodes; node;) {
+    if (node->life == NODE_RUNNING) {
+      stop(node, deadline);
+      node = nodes; /* the list may have changed */
+    } else {
+      node = node->next;
+    }
+  }
+  pthread_mutex_unlock(&registry_mutex);
+}
+
+int node_library_init(void) {
+  static const struct vfs_host host = {.attach = attach, .detach = detach};
+  base_vfs = sqlite3_vfs_find(NULL);
+  os_condition_init(&registry_changed);
+  int code = vfs_register(&host);
+  if (code != SQLITE_OK) return code;
+  if (pthread_atfork(NULL, NULL, note_fork) != 0 || atexit(stop_all) != 0) return SQLITE_NOMEM;
+  return SQLITE_OK;
+}

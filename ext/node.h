@@ -1,0 +1,73 @@
+/*
+** The node: it wires the Raft core, the log, the transport and the database of one file together and
+** owns the threads. One per database file in a process, from the first open until balsa_stop() or the
+** end of the process.
+**
+** For balsa.c, functions.c and tables.c; inside the node: node_internal.h.
+*/
+#ifndef BALSA_NODE_H
+#define BALSA_NODE_H
+
+#include "../raft/raft.h"
+#include "../vfs/vfs.h"
+
+#define NODE_STOP_MS_MAX 2000 /* a stop in order takes no longer, as far as disks allow */
+
+struct node;
+
+/*
+** Registers the VFS with the nodes behind it, what happens at exit and at fork. Once per process.
+** SQLite error code.
+*/
+int node_library_init(void);
+
+/* The node behind a connection's schema, NULL for its first Balsa database. NULL: it has none. */
+struct node *node_of_connection(struct vfs_connection *connection);
+
+/*
+** Stops in order: connections get errors from now on, the log is flushed, peers are told goodbye.
+** Does nothing if it has stopped already. Not from a thread of the node.
+*/
+void node_stop(struct node *node, uint64_t deadline);
+
+struct node_status {
+  uint64_t node;
+  struct raft_uuid cluster; /* none while forming */
+  const char *role;         /* static */
+  char state[VFS_TEXT_MAX];
+  uint64_t term;
+  uint64_t leader; /* 0: unknown */
+  char leader_address[RAFT_ADDRESS_MAX];
+  uint64_t commit_index, applied_index, log_first, log_last, log_bytes;
+  uint32_t wal_frames;
+  bool has_checksum;
+  uint64_t checksum;
+  uint32_t tolerates;
+  const char *path; /* lives as long as the node */
+};
+void node_get_status(struct node *node, struct node_status *status);
+
+struct node_member {
+  uint64_t node;
+  char address[RAFT_ADDRESS_MAX];
+  const char *role; /* static */
+  bool is_leader;
+  bool has_progress; /* match_index and lag count: the leader knows them, and everybody its own */
+  uint64_t match_index, lag;
+  bool has_contact;
+  uint64_t last_contact_ms;
+};
+/* The members, or the peers it waits for while forming. Returns how many. */
+size_t node_get_members(struct node *node, struct node_member members[RAFT_MEMBERS_MAX]);
+
+/* Until `index` is applied here: VFS_OK, VFS_BUSY at the deadline, VFS_STOPPED. */
+int node_wait_applied(struct node *node, uint64_t index, uint64_t deadline);
+/* What became of (term, index). */
+enum raft_fate node_outcome(struct node *node, uint64_t term, uint64_t index);
+/* All zero while forming. */
+struct raft_uuid node_cluster(struct node *node);
+uint32_t node_commit_timeout_ms(const struct node *node);
+/* Why it does not go on as it should; "" if it does. VFS_TEXT_MAX bytes. */
+void node_trouble(struct node *node, char *text);
+
+#endif

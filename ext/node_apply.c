@@ -1,0 +1,265 @@
+/*
+** The apply thread: it alone decides what the database shows while this node does not write. It takes back the
+** speculation of an epoch that ended, applies what is committed and locally durable, and begins an epoch once
+** this node's own no-op is applied. It also forms the cluster, since that reads the whole database.
+**
+** While an epoch lives there is nothing to apply: own entries are in the database already, and vfs/ hears of their
+** commit from whoever drives the core.
+*/
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "node_internal.h"
+
+/* Waits out a back-off; signals in between do not shorten it. mutex held. */
+static void back_off(struct node *node, pthread_cond_t *condition, uint64_t *delay) {
+  uint64_t until = os_now(node->os) + *delay;
+  while (!node->stopping && os_now(node->os) < until) os_condition_wait(node->os, condition, &node->mutex, until);
+  *delay = *delay * 2 < NODE_RETRY_NS_MAX ? *delay * 2 : NODE_RETRY_NS_MAX;
+}
+
+static bool may_pass(int error) {
+  return error == VFS_BUSY || error == VFS_NO_SPACE || error == VFS_NO_MEMORY || error == VFS_NOBODY;
+}
+
+static const char *name_of(int error) {
+  switch (error) {
+  case VFS_NO_SPACE: return "a full disk";
+  case VFS_NO_MEMORY: return "lack of memory";
+  case VFS_IO: return "a failing disk";
+  default: return "an open transaction";
+  }
+}
+
+static void set_blocked(struct node *node, int error, const char *text) {
+  snprintf(node->blocked, sizeof node->blocked, "blocked by %s%s%.600s", name_of(error), text[0] ? ": " : "", text);
+}
+
+/* This replica applies nothing more; files are kept. mutex held, given up meanwhile. */
+static void quarantine(struct node *node, const char *text) {
+  snprintf(node->quarantine, sizeof node->quarantine, "quarantined: %.700s", text);
+  /* One that leads and cannot apply would keep all others from writing: it steps down, for good. */
+  if (node->role == RAFT_LEADER && node->configuration.n_members > 1) node_fail(node, "%s", node->quarantine);
+  node_drain(node, NULL, 0);
+  pthread_mutex_unlock(&node->mutex);
+  node_log(SQLITE_CORRUPT, "node %" PRIu64 " is quarantined: %s", node->id, text);
+  pthread_mutex_lock(&node->mutex);
+}
+
+/* ---- Compensation ---- */
+
+static bool is_cancelled(void *ctx) {
+  struct node *node = ctx;
+  pthread_mutex_lock(&node->mutex);
+  bool stopping = node->stopping;
+  pthread_mutex_unlock(&node->mutex);
+  return stopping;
+}
+
+/* mutex held, given up meanwhile. */
+static void compensate(struct node *node, uint64_t *delay) {
+  uint64_t commit_index = node->lost_commit, applied = 0;
+  node->apply_blocked = true; /* until no write transaction is open, this node must not win an election */
+  node_drain(node, NULL, 0);
+  pthread_mutex_unlock(&node->mutex);
+  int error = vfs_compensate(node->database, commit_index, is_cancelled, &applied);
+  pthread_mutex_lock(&node->mutex);
+  node->apply_blocked = false;
+  if (error == VFS_OK) {
+    node->compensation_owed = false;
+    node->applied_index = applied;
+    node->blocked[0] = 0;
+    *delay = NODE_RETRY_NS_MIN;
+  } else if (may_pass(error)) {
+    set_blocked(node, error, "what this node wrote as leader and was not committed cannot be taken back yet");
+    back_off(node, &node->apply_condition, delay);
+  } else if (error != VFS_STOPPED) {
+    quarantine(node, "what this node wrote as leader and was not committed could not be taken back: it serves no reads "
+                     "until it starts again");
+  }
+  node_drain(node, NULL, 0);
+}
+
+/* ---- Apply ---- */
+
+/* Page 1 of a new database, as the first configuration says. No lock held. */
+static int create_pages(struct node *node, const struct raft_entry *entry, char *text) {
+  struct raft_configuration configuration;
+  if (node->has_pages) return VFS_OK;
+  if (!entry->payload ||
+      raft_configuration_decode(entry->payload->bytes, entry->payload->size, &configuration) != RAFT_OK) {
+    node_say(text, "%s/log: entry %" PRIu64 " is no configuration that this version understands", node->folder,
+             entry->index);
+    return VFS_DAMAGED;
+  }
+  int error = vfs_database_create(node->database, configuration.settings.page_size, configuration.settings.auto_vacuum,
+                                  text);
+  if (error) return error;
+  pthread_mutex_lock(&node->mutex);
+  node->has_pages = true;
+  pthread_mutex_unlock(&node->mutex);
+  return VFS_OK;
+}
+
+/* No lock held. */
+static int apply_entry(struct node *node, const struct raft_entry *entry, char *text) {
+  struct vfs_log_entry log_entry;
+  bool is_known = entry->type == RAFT_ENTRY_NOOP || entry->type == RAFT_ENTRY_CONFIGURATION ||
+                  entry->type == RAFT_ENTRY_DATA;
+  if (!is_known && (entry->type & RAFT_ENTRY_MUST_UNDERSTAND)) {
+    node_say(text, "entry %" PRIu64 " is of type %u, which this version does not know: it needs a newer one",
+             entry->index, entry->type);
+    return VFS_DAMAGED;
+  }
+  int error = entry->type == RAFT_ENTRY_CONFIGURATION ? create_pages(node, entry, text) : VFS_OK;
+  if (error) return error;
+  node_log_entry(entry, &log_entry);
+  return vfs_apply(node->database, &log_entry, text);
+}
+
+static uint64_t apply_limit(const struct node *node) {
+  return node->commit_index < node->durable_index ? node->commit_index : node->durable_index;
+}
+
+/* mutex held. */
+static bool has_to_apply(const struct node *node) {
+  return node->epoch == 0 && !node->compensation_owed && !node->frozen && !node->quarantine[0] &&
+         node->applied_index < apply_limit(node);
+}
+
+/* Applies what was read, up to the first that fails. mutex held, given up meanwhile. */
+static int apply_entries(struct node *node, const struct raft_entry *entries, int64_t n, uint64_t limit, char *text) {
+  int error = VFS_OK;
+  for (int64_t i = 0; i < n && !error && entries[i].index <= limit && !node->stopping; i++) {
+    pthread_mutex_unlock(&node->mutex);
+    error = apply_entry(node, &entries[i], text);
+    pthread_mutex_lock(&node->mutex);
+    if (!error) node->applied_index = entries[i].index;
+    if (!error) node_decide(node);
+  }
+  return error;
+}
+
+/* mutex held, given up meanwhile. */
+static void apply_batch(struct node *node, struct raft_entry *entries, uint64_t *delay) {
+  char text[VFS_TEXT_MAX] = "";
+  uint64_t first = node->applied_index + 1, limit = apply_limit(node);
+  pthread_mutex_unlock(&node->mutex);
+  int64_t n = raft_store_read(node->store, first, NODE_APPLY_ENTRIES_MAX, NODE_APPLY_BYTES_MAX, entries);
+  int error = n == -ENOMEM ? VFS_NO_MEMORY : n <= 0 ? VFS_IO : VFS_OK;
+  if (error == VFS_IO) {
+    raft_store_error(node->store, text);
+    if (!text[0]) node_say(text, "%s/log: entry %" PRIu64 " cannot be read", node->folder, first);
+  }
+  pthread_mutex_lock(&node->mutex);
+  if (!error) error = apply_entries(node, entries, n, limit, text);
+  for (int64_t i = 0; i < n; i++) raft_payload_unref(entries[i].payload);
+  if (error == VFS_OK) {
+    node->blocked[0] = 0;
+    *delay = NODE_RETRY_NS_MIN;
+  } else if (may_pass(error)) {
+    set_blocked(node, error, text);
+    back_off(node, &node->apply_condition, delay);
+  } else if (error != VFS_STOPPED) {
+    quarantine(node, text);
+  }
+}
+
+/* ---- Epochs ---- */
+
+/* mutex held. This node leads, and everything before and with its no-op is applied: it may write. */
+static bool may_begin_epoch(const struct node *node) {
+  struct raft_status status;
+  if (node->epoch != 0 || node->role != RAFT_LEADER || node->compensation_owed || node->quarantine[0] || node->frozen ||
+      !node->has_pages)
+    return false;
+  raft_get_status(node->raft, &status);
+  return status.role == RAFT_LEADER && status.term == node->term && status.term_index != 0 &&
+         node->commit_index >= status.term_index && node->applied_index >= status.term_index;
+}
+
+static void begin_epoch(struct node *node) {
+  node->epoch = node->term;
+  node->applied_index = node->commit_index;
+  node->blocked[0] = 0;
+  vfs_committed(node->database, node->commit_index);
+  vfs_epoch_changed(node->database);
+  pthread_cond_broadcast(&node->epoch_condition);
+  node_decide(node);
+}
+
+/* ---- The threads ---- */
+
+/* mutex held. */
+static bool has_work(const struct node *node) {
+  return (node->compensation_owed && !node->quarantine[0]) || node->form_wanted || node->peers_changed ||
+         may_begin_epoch(node) || has_to_apply(node);
+}
+
+void node_wake_apply(struct node *node) {
+  if (node->apply_idle && has_work(node)) pthread_cond_signal(&node->apply_condition);
+}
+
+/* mutex held, given up meanwhile. */
+static void apply_step(struct node *node, struct raft_entry *entries, uint64_t *delay) {
+  if (node->compensation_owed && !node->quarantine[0]) {
+    compensate(node, delay);
+  } else if (node->form_wanted) {
+    node->form_wanted = false;
+    pthread_mutex_unlock(&node->mutex);
+    node_form(node);
+    pthread_mutex_lock(&node->mutex);
+  } else if (node->peers_changed) {
+    pthread_mutex_unlock(&node->mutex);
+    node_dial_members(node);
+    pthread_mutex_lock(&node->mutex);
+  } else if (may_begin_epoch(node)) {
+    begin_epoch(node);
+  } else if (has_to_apply(node)) {
+    apply_batch(node, entries, delay);
+  } else {
+    node->apply_idle = true;
+    os_condition_wait(node->os, &node->apply_condition, &node->mutex, OS_FOREVER);
+    node->apply_idle = false;
+  }
+}
+
+void node_apply_thread(void *arg) {
+  struct node *node = arg;
+  uint64_t delay = NODE_RETRY_NS_MIN;
+  struct raft_entry *entries = calloc(NODE_APPLY_ENTRIES_MAX, sizeof *entries);
+  pthread_mutex_lock(&node->mutex);
+  if (!entries) quarantine(node, "no memory for the apply thread");
+  while (entries && !node->stopping) apply_step(node, entries, &delay);
+  pthread_mutex_unlock(&node->mutex);
+  free(entries);
+}
+
+void node_checkpoint_thread(void *arg) {
+  struct node *node = arg;
+  uint64_t delay = NODE_RETRY_NS_MIN;
+  char text[VFS_TEXT_MAX];
+  bool is_told = false;
+  pthread_mutex_lock(&node->mutex);
+  while (!node->stopping) {
+    if (!node->checkpoint_wanted) {
+      os_condition_wait(node->os, &node->checkpoint_condition, &node->mutex, OS_FOREVER);
+      continue;
+    }
+    node->checkpoint_wanted = false;
+    pthread_mutex_unlock(&node->mutex);
+    text[0] = 0;
+    int error = vfs_checkpoint(node->database, text);
+    if (error && error != VFS_BUSY && error != VFS_STOPPED && !is_told)
+      node_log(SQLITE_IOERR, "node %" PRIu64 ": no checkpoint: %s", node->id, text);
+    is_told = error && error != VFS_BUSY && error != VFS_STOPPED;
+    pthread_mutex_lock(&node->mutex);
+    if (!error) delay = NODE_RETRY_NS_MIN;
+    if (error == VFS_OK || error == VFS_STOPPED) continue;
+    node->checkpoint_wanted = true;
+    back_off(node, &node->checkpoint_condition, &delay);
+  }
+  pthread_mutex_unlock(&node->mutex);
+}

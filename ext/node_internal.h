@@ -1,0 +1,273 @@
+/*
+** Inside the node. Its files:
+**
+**   node.c         life cycle: registry, start, stop, fork
+**   node_form.c    what the folder keeps, bootstrap, forming a cluster from peers
+**   node_raft.c    driving the core: events in, work out, messages, timer
+**   node_log.c     making it durable: who flushes, the log thread
+**   node_write.c   what vfs/ asks for: acquire, propose, wait, barrier
+**   node_apply.c   the apply thread and the checkpoint thread
+**   node_status.c  looking in
+**
+** Threads: the transport's loop (messages, ticks), the log thread (flushes that no committing thread leads,
+** votes, entries that are not in memory), the apply thread (apply, compensation, forming), the
+** checkpoint thread; and the application's.
+**
+** Locks, in order: the registry's → the write ticket (vfs/) → node.mutex → facts_mutex, a waiter's mutex, and those
+** inside the store, the transport and vfs/ (functions marked [any]). node.mutex is never held over SQLite, other
+** functions of vfs/, or disk I/O.
+*/
+#ifndef BALSA_NODE_INTERNAL_H
+#define BALSA_NODE_INTERNAL_H
+
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <sys/types.h>
+
+#include "../raft/forming.h"
+#include "../raft/io/hard_state.h"
+#include "../raft/io/store.h"
+#include "../raft/io/transport.h"
+#include "node.h"
+#include "options.h"
+#include "slot_file.h"
+
+#define NODE_WINDOW_BYTES (8u << 20)       /* under way to one follower */
+#define NODE_BATCH_BYTES (1u << 20)        /* in one APPEND */
+#define NODE_DRIFT_PERMILLE 50             /* a clock may run 5 % faster than another (leases) */
+#define NODE_APPEND_ENTRIES_MAX 1024       /* as the core sends them */
+#define NODE_PENDING_BYTES_MAX (64u << 20) /* appended and not yet durable: writers wait beyond it */
+#define NODE_EXPORT_FLUSH_BYTES (8u << 20) /* the first state of a cluster goes to the disk in steps of this */
+#define NODE_MESSAGES_MAX 4096             /* that wait for a write; Raft repeats what is dropped beyond it */
+#define NODE_DISK_READS_MAX 64             /* APPENDs that wait for entries from the disk; likewise */
+#define NODE_APPLY_ENTRIES_MAX 64          /* read from the log at once */
+#define NODE_APPLY_BYTES_MAX (4u << 20)
+#define NODE_READY_LAG_MAX 1000        /* entries behind the leader that still count as ready */
+#define NODE_RETRY_NS_MIN (10 * OS_MS) /* back-off of what was in the way */
+#define NODE_RETRY_NS_MAX OS_SECOND
+#define NODE_NO_SPACE_RETRY_NS (200 * OS_MS)
+
+/* Someone who waits for an index: to be committed, applied, or durable. On the waiting thread's stack. */
+enum node_signal { NODE_WAIT, NODE_LEAD, NODE_DECIDED };
+struct node_waiter {
+  struct node_waiter *next, *previous; /* node.mutex; by rising index */
+  uint64_t term, index;
+  pthread_mutex_t mutex; /* guards `signal` */
+  pthread_cond_t condition;
+  enum node_signal signal; /* LEAD: flush the log, please */
+  enum vfs_fate fate;      /* once DECIDED; then it is in no list any more */
+};
+struct node_waiters {
+  struct node_waiter *first, *last;
+};
+
+/* A linearizable read under way, on the asking thread's stack. */
+struct node_read {
+  struct node_read *next;
+  uint64_t context, index;
+  int error;
+  bool is_answered;
+};
+
+/* A message that waits for persist number `after`. */
+struct node_delayed {
+  struct raft_message message;
+  uint64_t after;
+};
+
+/* What the folder keeps of a cluster's making. */
+enum node_formation {
+  NODE_FRESH,         /* no cluster yet, or joined by the leader's entry 1: the log says which */
+  NODE_BOOTSTRAPPING, /* it was writing entry 1 and the first state; nobody else has seen any of it */
+  NODE_FORMED,        /* it wrote entry 1 and the first state, all durable */
+};
+
+enum node_life { NODE_STARTING, NODE_RUNNING, NODE_STOPPING, NODE_STOPPED };
+
+struct node {
+  /* The registry's mutex. */
+  struct node *next;
+  enum node_life life;
+  uint32_t connections;
+  bool has_identity;
+  dev_t device;
+  ino_t inode;
+
+  /* Set at start, then unchanged. */
+  struct os *os;
+  char path[OS_PATH_MAX], folder[OS_PATH_MAX];
+  struct options options;
+  uint64_t id;
+  struct raft_uuid incarnation;
+  bool is_restart;  /* this incarnation ran before */
+  bool has_content; /* the file was a database before it belonged to a cluster, adopted and not changed since */
+  struct vfs_database *database;
+  struct raft_store *store;
+  struct raft_hard_state_file *hard_state_file;
+  struct slot_file *kept_file;
+  struct raft_transport *transport;
+  struct raft_transport_node *link; /* under mutex when callbacks may run already */
+  struct os_thread *log_thread, *apply_thread, *checkpoint_thread;
+
+  /* What this node says of itself. */
+  pthread_mutex_t facts_mutex;
+  struct raft_hello facts;
+
+  /* Guards all below, and the core. */
+  pthread_mutex_t mutex;
+  pthread_cond_t log_condition, apply_condition, checkpoint_condition;
+  pthread_cond_t epoch_condition; /* who leads has changed, an epoch has begun; reads were answered */
+  pthread_cond_t idle_condition;  /* a flush has ended */
+  bool stopping;
+  bool frozen; /* starting, or writing the first state: no events go into the core */
+
+  struct raft *raft;
+  enum raft_role role;
+  uint64_t term, leader;
+  uint64_t armed;                                   /* the timer stands at this time; 0: not armed */
+  struct raft_configuration configuration;          /* in force; n_members 0: none */
+  char learned[RAFT_MEMBERS_MAX][RAFT_ADDRESS_MAX]; /* newer addresses, from Hellos, in its order; "" none */
+  enum node_formation formation;
+  bool is_former;               /* it wrote entry 1 */
+  bool electable;               /* as told to the core */
+  struct raft_forming *forming; /* NULL: not forming (any more) */
+  char forming_text[VFS_TEXT_MAX];
+  char refused_text[VFS_TEXT_MAX]; /* the last refusal by a peer; "" after any message from one */
+  char quarantine[VFS_TEXT_MAX];   /* why it applies nothing more; "" if it does */
+  char blocked[VFS_TEXT_MAX];      /* what stands in the way and may pass; "" nothing */
+  char failed[VFS_TEXT_MAX];       /* why the log is not written any more; "" it is */
+  bool failure_told;               /* to the core */
+
+  /* Durability. Persist numbers are the core's. */
+  bool flushing;              /* a thread is in raft_store_flush */
+  bool unattended;            /* something to flush that no committing thread will come for */
+  bool no_space;              /* the last flush found the disk full */
+  uint64_t retry_at;          /* when to try again */
+  struct node_waiter *handed; /* was asked to lead the next flush */
+  uint64_t persist_given;     /* highest number given out by the core */
+  uint64_t store_durable;     /* highest number that the store has made durable */
+  uint64_t reported;          /* highest number told to the core */
+  uint64_t durable_index, last_index;
+  uint64_t flushes, flushes_seen;    /* for the tick that looks after what nobody flushed */
+  uint64_t hard_state_first;         /* earliest number with a hard state to be written; 0 none */
+  uint64_t hard_state_number;        /* latest */
+  uint64_t hard_state_writing;       /* earliest number of what is being written; 0 none */
+  struct raft_hard_state hard_state; /* the latest */
+  struct node_delayed *delayed;
+  size_t n_delayed, delayed_capacity;
+  struct raft_message *disk_reads; /* APPENDs whose entries are not in memory; a ring of NODE_DISK_READS_MAX */
+  size_t disk_reads_first, n_disk_reads;
+  struct raft_entry *scratch;    /* NODE_APPEND_ENTRIES_MAX, for sending */
+  struct raft_entry_meta *metas; /* for receiving */
+  const uint8_t **payloads;
+  size_t receive_capacity;
+
+  /* Writing. */
+  uint64_t epoch;         /* the term in which this node may write now; 0: it may not */
+  bool compensation_owed; /* an epoch has ended and its speculation is not taken back yet */
+  bool apply_blocked;     /* compensation waits for an open write transaction */
+  uint64_t lost_commit;   /* what was committed when it ended */
+  uint64_t origin_sequence;
+  struct node_waiters commit_waiters, applied_waiters, durable_waiters;
+  struct node_read *reads;
+  uint64_t read_context;
+
+  /* Applying. */
+  uint64_t commit_index, applied_index;
+  bool has_pages; /* the database has its page 1 */
+  bool apply_idle;
+  bool form_wanted, peers_changed;
+  bool checkpoint_wanted;
+};
+
+/* A sentence into `text` (VFS_TEXT_MAX bytes). */
+void node_say(char *text, const char *format, ...) __attribute__((format(printf, 2, 3)));
+/* Says it in the application's log (SQLITE_CONFIG_LOG). No lock held. */
+void node_log(int code, const char *format, ...) __attribute__((format(printf, 2, 3)));
+/* SQLite's code for an error of enum vfs_error, in an open. */
+int node_sqlite_error(int error);
+bool node_uuid_is_none(const struct raft_uuid *uuid);
+bool node_uuid_equal(const struct raft_uuid *a, const struct raft_uuid *b);
+#define NODE_UUID_TEXT (2 * RAFT_UUID_SIZE + 1)
+void node_uuid_text(const struct raft_uuid *uuid, char text[NODE_UUID_TEXT]);
+/* In a forked child every use is refused: its copies of locks and threads are dead. */
+bool node_is_forked(void);
+
+/* ---- node.c ---- */
+
+/* Brings the file to the state at `commit_index`; connections may use it then. SQLite error code, with a sentence. */
+int node_start_database(struct node *node, uint64_t commit_index, char *text);
+
+/* ---- node_form.c ---- */
+
+/* The kept options and how far a formation went. SQLite error code, with a sentence. */
+int node_kept_open(struct node *node, struct options *kept, char *text);
+int node_kept_write(struct node *node, enum node_formation formation, char *text);
+/* A configuration of this node alone. */
+void node_single_configuration(struct node *node, struct raft_configuration *configuration);
+/*
+** Writes entry 1 and the first state (the adopted database if has_content, else a new one). The core is fresh and
+** the node frozen. All is durable when it returns SQLITE_OK; *last is the last entry of it.
+*/
+int node_bootstrap(struct node *node, const struct raft_configuration *configuration, bool has_content, uint64_t *last,
+                   char *text);
+/* mutex held. Asks the forming module where it is and notes what is to be done. */
+void node_forming_look(struct node *node);
+/* On the apply thread: this node writes entry 1. No lock held. */
+void node_form(struct node *node);
+
+/* ---- node_raft.c ---- */
+
+extern const struct raft_transport_methods node_transport_methods;
+/* mutex held. Carries out all that the core has to do; `entries` came with the event. */
+void node_drain(struct node *node, const struct raft_entry *entries, size_t n_entries);
+/* mutex held. Makes the core, from what was found. */
+int node_raft_open(struct node *node, const struct raft_start *start, char *text);
+/* mutex held. After raft_open or a bootstrap: copies the configuration in force. */
+void node_configuration_changed(struct node *node);
+/* No lock held. Dials the members. */
+void node_dial_members(struct node *node);
+/* mutex held. Sends the APPEND with the entries in `scratch`, or leaves it to the log thread. */
+void node_send(struct node *node, const struct raft_message *message);
+
+/* ---- node_log.c ---- */
+
+/* mutex held. A write that the core gave out. */
+void node_queue_write(struct node *node, const struct raft_work *work, const struct raft_entry *entries,
+                      size_t n_entries);
+/* mutex held, given up meanwhile; not flushing. Makes durable what is queued. */
+void node_flush(struct node *node);
+/* mutex held. May a committing thread whose entry is `index` lead a flush now? */
+bool node_may_lead(const struct node *node, uint64_t index);
+/* mutex held. If something waits for a flush and nobody leads one: finds a leader for it. */
+void node_hand_over(struct node *node);
+/* mutex held. Nothing is written any more. */
+void node_fail(struct node *node, const char *format, ...) __attribute__((format(printf, 2, 3)));
+void node_log_thread(void *node);
+/* Waits in the flushing thread's stead; for the end of the node. mutex held. */
+void node_wait_idle(struct node *node);
+
+/* ---- node_write.c ---- */
+
+extern const struct vfs_node_methods node_vfs_methods;
+/* mutex held. Wakes all whose fate is known by now. */
+void node_decide(struct node *node);
+void node_decide_durable(struct node *node);
+/* mutex held. The node stops: wakes everybody. */
+void node_wake_all(struct node *node);
+/* mutex held. The reads that the core answered. */
+void node_answer_reads(struct node *node, const struct raft_read_answer *answers, size_t n_answers);
+/* An entry of a change set, its payload copied; place and sequence are the caller's. VFS error. */
+int node_entry_from_set(struct node *node, const struct vfs_change_set *set, struct raft_entry *entry);
+/* An entry of the log as vfs/ sees it; takes over the reference of the payload. */
+void node_log_entry(const struct raft_entry *entry, struct vfs_log_entry *log_entry);
+
+/* ---- node_apply.c ---- */
+
+void node_apply_thread(void *node);
+void node_checkpoint_thread(void *node);
+/* mutex held. Is there something for the apply thread? Then wakes it. */
+void node_wake_apply(struct node *node);
+
+#endif

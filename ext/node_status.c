@@ -1,0 +1,182 @@
+/*
+** Looking in: what balsa_status, balsa_members and the functions show.
+*/
+#include <inttypes.h>
+#include <string.h>
+
+#include "node_internal.h"
+
+/* mutex held. Where a member can be reached, as far as this node knows. */
+static const char *address_of(const struct node *node, uint64_t id) {
+  for (uint32_t i = 0; i < node->configuration.n_members; i++)
+    if (node->configuration.members[i].id == id)
+      return node->learned[i][0] ? node->learned[i] : node->configuration.members[i].address;
+  return "";
+}
+
+static bool is_voter(const struct raft_member *member) {
+  return (member->roles & (RAFT_VOTER_NEW | RAFT_VOTER_OLD)) != 0;
+}
+
+static const char *role_of(const struct node *node) {
+  const struct raft_member *self = raft_configuration_find(&node->configuration, node->id);
+  if (self && !is_voter(self)) return "learner";
+  switch (node->role) {
+  case RAFT_LEADER: return "leader";
+  case RAFT_CANDIDATE:
+  case RAFT_PRE_CANDIDATE: return "candidate";
+  default: return "follower";
+  }
+}
+
+/* mutex held. Progress of a member, or NULL. */
+static const struct raft_member_status *progress_of(const struct raft_member_status *progress, size_t n, uint64_t id) {
+  for (size_t i = 0; i < n; i++)
+    if (progress[i].id == id) return &progress[i];
+  return NULL;
+}
+
+/* mutex held. Is this other member in touch? The leader knows by answers, others by their connections. */
+static bool is_in_touch(struct node *node, const struct raft_member_status *progress, size_t n, uint64_t id) {
+  const struct raft_member_status *member = progress_of(progress, n, id);
+  if (!node->link) return false;
+  if (node->role != RAFT_LEADER) return raft_transport_is_connected(node->link, id);
+  uint64_t window = 2 * (uint64_t)node->configuration.settings.election_ms * OS_MS;
+  return member && member->last_contact != 0 && os_now(node->os) < member->last_contact + window;
+}
+
+/* mutex held. How many more voters may fail before nothing can be committed. */
+static uint32_t tolerates(struct node *node) {
+  struct raft_member_status progress[RAFT_MEMBERS_MAX];
+  size_t n = raft_get_members(node->raft, progress, RAFT_MEMBERS_MAX);
+  uint32_t voters = 0, present = 0;
+  for (uint32_t i = 0; i < node->configuration.n_members; i++) {
+    const struct raft_member *member = &node->configuration.members[i];
+    if (!is_voter(member)) continue;
+    voters++;
+    present += member->id == node->id || is_in_touch(node, progress, n, member->id);
+  }
+  uint32_t majority = voters / 2 + 1;
+  return present > majority ? present - majority : 0;
+}
+
+/* mutex held. */
+static void describe_state(const struct node *node, char state[VFS_TEXT_MAX]) {
+  bool is_ready = node->epoch != 0 ||
+                  (node->leader != 0 && node->leader != node->id &&
+                   node->applied_index + NODE_READY_LAG_MAX >= node->commit_index && node->has_pages);
+  if (node->stopping)
+    snprintf(state, VFS_TEXT_MAX, "stopped");
+  else if (node->failed[0])
+    snprintf(state, VFS_TEXT_MAX, "blocked by a failure: %.700s", node->failed);
+  else if (node->quarantine[0])
+    snprintf(state, VFS_TEXT_MAX, "%s", node->quarantine);
+  else if (node->configuration.n_members == 0)
+    snprintf(state, VFS_TEXT_MAX, "forming: %.340s%s%.340s", node->forming_text, node->refused_text[0] ? "; " : "",
+             node->refused_text);
+  else if (node->blocked[0])
+    snprintf(state, VFS_TEXT_MAX, "%s", node->blocked);
+  else if (is_ready)
+    snprintf(state, VFS_TEXT_MAX, "ready");
+  else if (node->leader == 0)
+    snprintf(state, VFS_TEXT_MAX, "blocked by no leader%s%.600s", node->refused_text[0] ? ": " : "",
+             node->refused_text);
+  else
+    snprintf(state, VFS_TEXT_MAX, "catching up");
+}
+
+void node_get_status(struct node *node, struct node_status *status) {
+  struct vfs_status database;
+  vfs_get_status(node->database, &database);
+  pthread_mutex_lock(&node->mutex);
+  *status = (struct node_status){
+      .node = node->id,
+      .cluster = node->configuration.cluster,
+      .role = role_of(node),
+      .term = node->term,
+      .leader = node->leader,
+      .commit_index = node->commit_index,
+      .applied_index = node->applied_index,
+      .wal_frames = database.wal_frames,
+      .has_checksum = database.pages > 0,
+      .checksum = database.checksum,
+      .tolerates = tolerates(node),
+      .path = node->path,
+  };
+  snprintf(status->leader_address, sizeof status->leader_address, "%s", address_of(node, node->leader));
+  describe_state(node, status->state);
+  if (node->store) {
+    struct raft_store_status log;
+    raft_store_get_status(node->store, &log);
+    status->log_first = log.first_index;
+    status->log_last = log.last_index;
+    status->log_bytes = log.bytes;
+  }
+  /* What vfs/ waits for (an open write transaction, after leadership ended) is told by vfs/. */
+  if (database.blocked[0] && node->apply_blocked) snprintf(status->state, sizeof status->state, "%s", database.blocked);
+  pthread_mutex_unlock(&node->mutex);
+}
+
+/* mutex held. */
+static void fill_progress(struct node *node, struct node_member *member, const struct raft_member_status *progress,
+                          size_t n) {
+  const struct raft_member_status *known = progress_of(progress, n, member->node);
+  uint64_t now = os_now(node->os);
+  if (member->node == node->id) {
+    member->has_progress = true;
+    member->match_index = node->durable_index;
+    member->has_contact = true;
+  } else if (node->role == RAFT_LEADER && known) {
+    member->has_progress = true;
+    member->match_index = known->match_index;
+    member->has_contact = known->last_contact != 0;
+    if (member->has_contact && now > known->last_contact) member->last_contact_ms = (now - known->last_contact) / OS_MS;
+  }
+  if (member->has_progress && node->last_index > member->match_index)
+    member->lag = node->last_index - member->match_index;
+}
+
+size_t node_get_members(struct node *node, struct node_member members[RAFT_MEMBERS_MAX]) {
+  struct raft_member_status progress[RAFT_MEMBERS_MAX];
+  pthread_mutex_lock(&node->mutex);
+  size_t n_progress = raft_get_members(node->raft, progress, RAFT_MEMBERS_MAX);
+  size_t n = node->configuration.n_members;
+  for (size_t i = 0; i < n; i++) {
+    const struct raft_member *member = &node->configuration.members[i];
+    members[i] = (struct node_member){.node = member->id, .role = is_voter(member) ? "voter" : "learner"};
+    members[i].is_leader = member->id == node->leader;
+    snprintf(members[i].address, sizeof members[i].address, "%s", address_of(node, member->id));
+    fill_progress(node, &members[i], progress, n_progress);
+  }
+  for (size_t i = 0; n == 0 && i < node->options.n_peers; i++) {
+    members[i] = (struct node_member){.node = node->options.peers[i].id, .role = "voter"};
+    memcpy(members[i].address, node->options.peers[i].address, sizeof members[i].address);
+  }
+  if (n == 0) n = node->options.n_peers;
+  pthread_mutex_unlock(&node->mutex);
+  return n;
+}
+
+enum raft_fate node_outcome(struct node *node, uint64_t term, uint64_t index) {
+  pthread_mutex_lock(&node->mutex);
+  enum raft_fate fate = raft_fate(node->raft, term, index);
+  pthread_mutex_unlock(&node->mutex);
+  return fate;
+}
+
+struct raft_uuid node_cluster(struct node *node) {
+  pthread_mutex_lock(&node->mutex);
+  struct raft_uuid cluster = node->configuration.cluster;
+  pthread_mutex_unlock(&node->mutex);
+  return cluster;
+}
+
+void node_trouble(struct node *node, char *text) {
+  pthread_mutex_lock(&node->mutex);
+  const char *trouble = node->failed[0]       ? node->failed
+                        : node->quarantine[0] ? node->quarantine
+                        : node->blocked[0]    ? node->blocked
+                                              : node->refused_text;
+  node_say(text, "%s", trouble);
+  pthread_mutex_unlock(&node->mutex);
+}

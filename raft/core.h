@@ -64,6 +64,7 @@ struct raft {
 
   /* Elections. */
   uint64_t election_deadline; /* not leader: campaign then */
+  bool campaign_waits;        /* that time has come, but a write has to be done first */
   uint64_t sticky_until;      /* help nobody to replace the leader before: leases rest on it */
   uint64_t resend_at;         /* (pre-)candidate: ask those again that have not answered */
   enum raft_vote votes[RAFT_MEMBERS_MAX];

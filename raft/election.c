@@ -25,6 +25,7 @@ static bool may_campaign(const struct raft *raft) {
 
 void raft_draw_election_deadline(struct raft *raft) {
   const uint64_t election = raft->options.election_ns;
+  raft->campaign_waits = false;
   if (raft->role == RAFT_FOLLOWER && may_campaign(raft) && raft_is_alone(raft)) {
     raft->election_deadline = raft->now; /* there is nobody to wait for */
   } else {
@@ -129,20 +130,22 @@ void raft_election_tick(struct raft *raft) {
     return;
   }
   if (raft->role == RAFT_CANDIDATE && !raft_hard_state_is_durable(raft)) {
-    return; /* its vote is being written; the time to win starts with that: raft_persisted */
+    raft->campaign_waits = true; /* its vote is being written; the time to win starts with that */
+    return;
   }
   if (!may_campaign(raft)) {
     raft_become_follower(raft, raft->current_term, 0);
     raft_draw_election_deadline(raft);
   } else if (waits_for_disk(raft)) {
-    raft_become_follower(raft, raft->current_term, 0); /* raft_persisted comes back here */
+    raft_become_follower(raft, raft->current_term, 0);
+    raft->campaign_waits = true; /* raft_persisted comes back here */
   } else {
     start_pre_vote(raft);
   }
 }
 
 uint64_t raft_election_next_tick(const struct raft *raft) {
-  if (raft->now >= raft->election_deadline && waits_for_disk(raft) && may_campaign(raft)) {
+  if (raft->campaign_waits) {
     return RAFT_NEVER;
   }
   const bool asks = raft->role == RAFT_PRE_CANDIDATE || raft->role == RAFT_CANDIDATE;

@@ -350,8 +350,8 @@ void raft_persisted(struct raft *raft, uint64_t now, uint64_t persist) {
     raft_draw_election_deadline(raft); /* its requests go out only now */
     raft_count_votes(raft);
   }
-  if (raft->role != RAFT_LEADER) {
-    raft_election_tick(raft); /* it may have waited for the disk */
+  if (raft->campaign_waits) {
+    raft_election_tick(raft);
   }
 }
 

@@ -323,8 +323,9 @@ static int open_log(struct node *node, struct raft_start *start, struct raft_con
 int node_start_database(struct node *node, uint64_t commit_index, char *text) {
   struct vfs_status status;
   uint64_t applied = 0;
-  int error = vfs_database_start(node->database, commit_index, node->facts.page_size, node->facts.auto_vacuum, &applied,
-                                 text);
+  /* Before a cluster exists there is nothing to rebuild; page 1 comes with it. */
+  uint32_t page_size = commit_index == 0 && node->configuration.n_members == 0 ? 0 : node->facts.page_size;
+  int error = vfs_database_start(node->database, commit_index, page_size, node->facts.auto_vacuum, &applied, text);
   if (error) {
     if (!text[0]) node_say(text, "%s cannot be brought to the state at entry %" PRIu64, node->path, commit_index);
     return node_sqlite_error(error);

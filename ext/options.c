@@ -13,7 +13,7 @@
 #include "options.h"
 
 #define ENVIRONMENT_NAME_MAX 64
-#define SUGGESTION_DISTANCE_MAX 3 /* letters that a misspelled name may be off to be recognised */
+#define SUGGESTION_DISTANCE_MAX 2 /* letters that a misspelled name may be off to be recognised */
 #define NAME_MAX_LENGTH 32
 
 static bool fail(char *text, const char *format, ...) __attribute__((format(printf, 2, 3)));

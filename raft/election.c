@@ -100,8 +100,10 @@ void raft_count_votes(struct raft *raft) {
   if (raft->role != RAFT_PRE_CANDIDATE && raft->role != RAFT_CANDIDATE) {
     return;
   }
+  const int place = raft_own_place(raft);
+  assert(place >= 0); /* a new configuration comes from a leader, and ends every candidacy */
   if (raft->role == RAFT_CANDIDATE) {
-    raft->votes[raft_own_place(raft)] = raft_hard_state_is_durable(raft) ? RAFT_VOTE_GRANTED : RAFT_VOTE_OPEN;
+    raft->votes[place] = raft_hard_state_is_durable(raft) ? RAFT_VOTE_GRANTED : RAFT_VOTE_OPEN;
   }
   switch (raft_quorum_count(raft_members(raft), raft->votes)) {
   case RAFT_ELECTION_OPEN: break;

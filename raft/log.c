@@ -152,10 +152,10 @@ uint64_t raft_log_agree(const struct raft_log *log, uint64_t index, uint64_t ter
     index = last;
   }
   while (index >= log->first_index && raft_log_term(log, index) > term) {
-    /* Jump over the whole term: few terms, many entries. */
+    /* Jump over the whole term: few terms, many entries. It may reach into what is compacted, and unknown. */
     const size_t n = raft_log_terms_until(log, index);
-    assert(n > 0);
-    index = log->terms[n - 1].index - 1;
+    const uint64_t start = n > 0 ? log->terms[n - 1].index : 0;
+    index = start > log->first_index ? start - 1 : log->first_index - 1;
   }
   return index + 1 < log->first_index ? log->first_index - 1 : index;
 }

@@ -194,7 +194,12 @@ struct raft;
 int raft_open(const struct raft_options *options, const struct raft_start *start, struct raft **raft);
 void raft_close(struct raft *raft);
 
-/* ---- Events in. `now` never runs backwards. ---- */
+/*
+** ---- Events in. `now` never runs backwards. ----
+**
+** Read the clock last, when the message is at hand and the mutex held: a follower promises to elect
+** nobody for an election time-out from `now` on, and the leader counts from its sending.
+*/
 
 /* Time has passed. Call it at least every heartbeat_ns / 2, or at raft_next_tick(). */
 void raft_tick(struct raft *raft, uint64_t now);

@@ -224,7 +224,9 @@ struct choices {
   const struct sim_profile *profile; /* NULL: the seed's own */
 };
 
-static struct sim *now_running; /* for a report when an assertion of the core fails */
+/* For a report when an assertion of the core fails. */
+static struct sim *now_running;
+static uint64_t passed_so_far;
 
 /* The caller's to free. */
 static struct sim *run_seed(uint64_t seed, const struct choices *choices, bool traced, bool live) {
@@ -254,10 +256,11 @@ static void on_abort(int signal_number) {
   (void)signal_number;
   signal(SIGABRT, SIG_DFL);
   if (now_running) {
+    sim_fail(now_running, "an assertion of the core failed (above); for its trace: --seed %" PRIu64 " --trace",
+             now_running->seed);
     report(now_running);
-    sim_trace_print(now_running);
   }
-  puts("0 passed, 1 failed");
+  printf("%" PRIu64 " passed, 1 failed\n", passed_so_far);
   fflush(stdout);
   _exit(1);
 }
@@ -325,7 +328,7 @@ int main(int argc, char **argv) {
       fflush(stdout);
       if (!choices.is_quiet && !choices.is_traced) explain(seed, &choices);
     } else {
-      passed++;
+      passed_so_far = ++passed;
     }
     free(sim);
     if (failed > 0 && !choices.keeps_going) break;

@@ -147,6 +147,7 @@ static bool parse_u32(const char *value, uint32_t min, uint32_t max, uint32_t *n
 /* The i-th list has this word; its names are separated by bars. */
 static bool parse_word(const char *value, const char *const words[], uint32_t n, uint32_t *number) {
   size_t length = strlen(value);
+  if (strchr(value, '|')) return false;
   for (uint32_t i = 0; length > 0 && i < n; i++) {
     for (const char *at = words[i]; at; at = strchr(at, '|')) {
       if (*at == '|') at++;

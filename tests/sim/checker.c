@@ -183,6 +183,20 @@ static void check_acknowledged(struct sim *sim, uint64_t index, uint64_t term, u
     sim_fail(sim, "proposal %" PRIu64 " was told lost and is committed as entry %" PRIu64, identity, index);
 }
 
+/*
+** What is committed is on the disks of a majority: those who acknowledged it can elect nobody who
+** lacks it. A folder that was lost since then is taken for one that had it.
+*/
+static void check_durable(struct sim *sim, uint64_t index, uint64_t term) {
+  uint32_t n = 0;
+  for (uint32_t i = 0; i < sim->n_nodes; i++) {
+    const struct sim_node *node = &sim->nodes[i];
+    n += node->is_wiped || (node->durable.n >= index && node->durable.marks[index - 1].term == term);
+  }
+  if (n < sim_quorum(sim))
+    sim_fail(sim, "entry %" PRIu64 " of term %" PRIu64 " is committed, but on %u disks only", index, term, n);
+}
+
 void sim_check_commit(struct sim *sim, struct sim_node *node, uint64_t commit_index) {
   struct sim_checker *checker = &sim->checker;
   SIM_TRACE(sim, "node %" PRIu64 " has committed up to %" PRIu64, node->id, commit_index);
@@ -202,6 +216,7 @@ void sim_check_commit(struct sim *sim, struct sim_node *node, uint64_t commit_in
       checker->committed[checker->n_committed++] = (struct sim_committed){
           .term = term, .identity = identity, .by_term = node->term};
       check_acknowledged(sim, index, term, identity);
+      check_durable(sim, index, term);
     } else if (checker->committed[index - 1].term != term || checker->committed[index - 1].identity != identity) {
       sim_fail(sim,
                "state-machine safety: node %" PRIu64 " has committed entry %" PRIu64 " of term %" PRIu64

@@ -326,6 +326,17 @@ static void into_inbox(struct sim_node *node, struct sim_inbox_item item) {
   node->inbox[node->n_inbox++] = item;
 }
 
+static void stage(struct sim_node *node, uint8_t type, uint64_t term, uint64_t index, struct raft_payload *payload) {
+  node->staged = sim_grow(node->staged, &node->staged_capacity, node->n_staged + 1, sizeof *node->staged);
+  node->staged[node->n_staged++] = (struct raft_entry){.type = type,
+                                                       .flags = type == RAFT_ENTRY_DATA ? RAFT_ENTRY_LAST : 0,
+                                                       .term = term,
+                                                       .index = index,
+                                                       .origin = node->incarnation,
+                                                       .origin_sequence = ++node->sequence,
+                                                       .payload = payload};
+}
+
 static void propose_now(struct sim *sim, struct sim_node *node, uint64_t id, uint32_t n) {
   struct raft_status status;
   raft_get_status(node->raft, &status);
@@ -350,14 +361,7 @@ static void propose_now(struct sim *sim, struct sim_node *node, uint64_t id, uin
     sim->counters[SIM_PROPOSED]++;
     SIM_TRACE(sim, "node %" PRIu64 " takes proposal %" PRIu64 " as %" PRIu64 "/%" PRIu64, node->id, id + i, index,
               status.term);
-    node->staged = sim_grow(node->staged, &node->staged_capacity, node->n_staged + 1, sizeof *node->staged);
-    node->staged[node->n_staged++] = (struct raft_entry){.type = RAFT_ENTRY_DATA,
-                                                         .flags = RAFT_ENTRY_LAST,
-                                                         .term = status.term,
-                                                         .index = index,
-                                                         .origin = node->incarnation,
-                                                         .origin_sequence = ++node->sequence,
-                                                         .payload = payload};
+    stage(node, RAFT_ENTRY_DATA, status.term, index, payload);
   }
   take_work(sim, node, NULL);
 }
@@ -545,20 +549,20 @@ static bool find_configuration(struct sim *sim, struct sim_node *node, const str
   return false;
 }
 
-/* Entry 1, as the node that forms the cluster writes it. */
+/* Entry 1, and those of a database that exists already, as the node that forms the cluster writes them. */
 static void form(struct sim *sim, struct sim_node *node) {
   const size_t size = raft_configuration_size(&sim->configuration);
   struct raft_payload *payload = raft_payload_new((uint32_t)size);
   raft_configuration_encode(&sim->configuration, payload->bytes);
-  const int rc = raft_bootstrap(node->raft, local_now(sim, node), &sim->configuration);
-  if (rc != 0) {
-    sim_fail(sim, "node %" PRIu64 " can't form the cluster: %s", node->id, raft_error_text(rc));
-    raft_payload_unref(payload);
-    return;
+  int rc = raft_bootstrap(node->raft, local_now(sim, node), &sim->configuration);
+  stage(node, RAFT_ENTRY_CONFIGURATION, 1, 1, payload);
+  for (uint32_t i = 0; i < sim->n_first && rc == 0; i++) {
+    uint64_t index = 0;
+    payload = sim_payload_new(1 + i);
+    rc = raft_bootstrap_entry(node->raft, RAFT_ENTRY_DATA, payload->size, &index);
+    stage(node, RAFT_ENTRY_DATA, 1, index, payload);
   }
-  node->staged = sim_grow(node->staged, &node->staged_capacity, 1, sizeof *node->staged);
-  node->staged[node->n_staged++] = (struct raft_entry){
-      .type = RAFT_ENTRY_CONFIGURATION, .term = 1, .index = 1, .origin = node->incarnation, .payload = payload};
+  if (rc != 0) sim_fail(sim, "node %" PRIu64 " can't form the cluster: %s", node->id, raft_error_text(rc));
   take_work(sim, node, NULL);
 }
 

@@ -55,6 +55,18 @@ static void make_configuration(struct sim *sim) {
   }
 }
 
+/* A database that was there before the cluster: entries 2 …, always the same ones, however often it is tried. */
+static void make_first_state(struct sim *sim) {
+  sim->n_first = sim_random_chance(&sim->random, 300) ? (uint32_t)sim_random_between(&sim->random, 1, 10) : 0;
+  for (uint32_t i = 0; i < sim->n_first; i++) {
+    const uint64_t id = sim_workload_new_operation(sim, &sim->nodes[0]);
+    struct sim_operation *operation = &sim->workload.operations[id - 1];
+    operation->state = SIM_OP_UNKNOWN;
+    operation->term = 1;
+    operation->index = 2 + i;
+  }
+}
+
 static void begin(struct sim *sim) {
   struct sim_random *random = &sim->random;
   static const uint32_t drifts[] = {1, 10, 50, 100};
@@ -73,6 +85,7 @@ static void begin(struct sim *sim) {
   sim->cache_bytes = sim_random_chance(random, 500) ? 1 : 1 << 20;
   for (uint32_t i = 0; i < sim->n_nodes; i++) sim_node_init(sim, i);
   make_configuration(sim);
+  make_first_state(sim);
   sim_faults_begin(sim);
   for (uint32_t i = 0; i < sim->n_nodes && !sim->has_failed; i++) sim_node_start(sim, &sim->nodes[i]);
   sim_schedule(sim, sim->election_ns, SIM_EVENT_CLIENT, 0, 0, NULL);

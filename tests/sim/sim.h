@@ -283,6 +283,7 @@ struct sim {
   struct sim_workload workload;
   struct sim_faults faults;
   struct raft_configuration configuration;
+  uint32_t n_first; /* operations of the first state, which forms the log with the configuration */
   uint64_t election_ns, heartbeat_ns;
   uint32_t drift_permille, window_bytes, batch_bytes, segment_bytes, cache_bytes;
   uint32_t uncommitted_max; /* clients wait when a leader has more of that */

@@ -274,7 +274,11 @@ int vfs_capture(struct vfs_connection *connection) {
   struct vfs_database *database = connection->database;
   struct capture capture = {.database = database, .connection = connection};
   int code = vfs_wal_read_header(database->wal, &capture.live);
-  if (code != SQLITE_OK) return code;
+  if (code != SQLITE_OK) { /* nobody else writes it: memory or a stranger has damaged it */
+    atomic_store(&database->wal_failed, true);
+    connection->pending = VFS_PENDING_UNKNOWN;
+    return code;
+  }
   vfs_note_restart(database, &capture.live);
   if (capture.live.max_frame == database->header.max_frame) return SQLITE_OK;
 

@@ -324,6 +324,44 @@ static void an_open_write_transaction_is_doomed_when_leadership_ends(void **stat
   stand_in_close(&node);
 }
 
+static void a_doomed_transaction_ends_at_its_next_read(void **state) {
+  (void)state;
+  struct stand_in node;
+  stand_in_open(&node, 1024, 0, LONG_MS);
+  sqlite3 *db = stand_in_connect(&node);
+  must(db, "PRAGMA cache_size=5; CREATE TABLE t(a, b); WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 500) "
+           "INSERT INTO t SELECT i, hex(randomblob(50)) FROM n");
+  must(db, "BEGIN; UPDATE t SET b = 1 WHERE a = 1");
+  stand_in_end_epoch(&node);
+  assert_int_equal(ask(db, "SELECT count(b) FROM t"), -VFS_SQLITE_LOST);
+  assert_true(sqlite3_get_autocommit(db)); /* SQLite has rolled it back: nothing keeps the node from applying */
+  stand_in_compensate(&node);
+  assert_int_equal(ask(db, "SELECT count(*) FROM t WHERE b = 1"), 0);
+  sqlite3_close(db);
+  stand_in_close(&node);
+}
+
+static void lost_is_not_told_before_it_is_taken_back(void **state) {
+  (void)state;
+  struct stand_in node;
+  struct writer writer = {0};
+  stand_in_open(&node, 4096, 0, LONG_MS);
+  sqlite3 *db = stand_in_connect(&node);
+  must(db, "CREATE TABLE t(a)");
+  writer_open(&writer, &node);
+  must(writer.db, "PRAGMA balsa_timeout = 50");
+  stand_in_hold(&node);
+  writer_start(&writer, &node, "INSERT INTO t VALUES (1)");
+  stand_in_await_waiters(&node, 1);
+  stand_in_end_epoch(&node); /* lost for certain from here on, but the WAL still shows it */
+  assert_int_equal(writer_join(&writer), VFS_SQLITE_UNKNOWN);
+  stand_in_compensate(&node);
+  assert_int_equal(ask(writer.db, "SELECT count(*) FROM t"), 0);
+  sqlite3_close(writer.db);
+  sqlite3_close(db);
+  stand_in_close(&node);
+}
+
 static void a_refused_proposal_is_taken_back_at_once(void **state) {
   (void)state;
   struct stand_in node;
@@ -555,6 +593,8 @@ int main(void) {
       cmocka_unit_test(a_write_transaction_that_changed_nothing_answers_for_what_it_saw),
       cmocka_unit_test(a_statement_that_only_reads_this_database_is_gated),
       cmocka_unit_test(an_open_write_transaction_is_doomed_when_leadership_ends),
+      cmocka_unit_test(a_doomed_transaction_ends_at_its_next_read),
+      cmocka_unit_test(lost_is_not_told_before_it_is_taken_back),
       cmocka_unit_test(a_refused_proposal_is_taken_back_at_once),
       cmocka_unit_test(a_stale_upgrade_fails_at_once),
       cmocka_unit_test(a_transaction_over_two_files_is_refused_before_anything_is_committed),

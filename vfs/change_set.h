@@ -14,8 +14,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define VFS_SET_BYTES_MAX (8u << 20)    /* encoded; larger transactions go in parts */
-#define VFS_SET_RAW_MAX (8u << 20)      /* before compression: an encoder says it is full before that */
+#define VFS_SET_BYTES_MAX (8u << 20) /* encoded; larger transactions go in parts */
+#define VFS_SET_RAW_MAX (8u << 20)   /* before compression: an encoder says it is full before that */
 
 /* Flags of a set; the node maps them to those of the entry header. */
 enum vfs_set_flags {
@@ -28,9 +28,9 @@ enum vfs_set_flags {
 struct vfs_change_set {
   uint8_t flags;
   uint32_t page_size;
-  uint32_t pages;    /* size of the database after the whole transaction (in each part alike) */
-  uint64_t previous; /* index of the last part of the set before this one's transaction, or of the part before */
-  uint64_t checksum; /* rolling checksum after this part */
+  uint32_t pages;       /* size of the database after the whole transaction (in each part alike) */
+  uint64_t previous;    /* index of the last part of the set before this one's transaction, or of the part before */
+  uint64_t checksum;    /* rolling checksum after this part */
   const uint8_t *bytes; /* encoded pages */
   uint32_t size;
 };
@@ -40,7 +40,7 @@ uint64_t vfs_page_hash(uint32_t page_number, const void *page, uint32_t page_siz
 /* Number of the page that holds the lock bytes (0x40000000); SQLite never uses it. */
 uint32_t vfs_lock_page(uint32_t page_size);
 
-struct vfs_encoder; /* reusable; not thread-safe */
+struct vfs_encoder;                                      /* reusable; not thread-safe */
 struct vfs_encoder *vfs_encoder_new(uint32_t page_size); /* NULL without memory */
 void vfs_encoder_free(struct vfs_encoder *encoder);
 void vfs_encoder_reset(struct vfs_encoder *encoder);

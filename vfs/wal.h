@@ -20,7 +20,7 @@
 #define VFS_WAL_FRAME_HEADER_SIZE 24
 #define VFS_WAL_REGION_SIZE 32768
 #define VFS_WAL_REGIONS_MAX 65536
-#define VFS_WAL_READERS 5           /* read marks; 0 means "the database file alone" */
+#define VFS_WAL_READERS 5 /* read marks; 0 means "the database file alone" */
 #define VFS_WAL_LOCK_WRITE 0
 #define VFS_WAL_LOCK_CHECKPOINT 1
 #define VFS_WAL_LOCK_RECOVER 2
@@ -32,14 +32,14 @@
 struct vfs_wal_header {
   uint32_t version; /* 3007000 */
   uint32_t unused;
-  uint32_t change;     /* rises with every transaction */
+  uint32_t change; /* rises with every transaction */
   uint8_t is_init;
   uint8_t big_endian_checksum;
-  uint16_t page_size;  /* 1 means 65536 */
-  uint32_t max_frame;  /* mxFrame */
-  uint32_t pages;      /* nPage: size of the database */
+  uint16_t page_size; /* 1 means 65536 */
+  uint32_t max_frame; /* mxFrame */
+  uint32_t pages;     /* nPage: size of the database */
   uint32_t frame_checksum[2];
-  uint32_t salt[2];    /* as in the WAL's header: big-endian bytes */
+  uint32_t salt[2]; /* as in the WAL's header: big-endian bytes */
   uint32_t checksum[2];
 };
 _Static_assert(sizeof(struct vfs_wal_header) == 48, "WalIndexHdr");
@@ -94,7 +94,8 @@ struct vfs_wal_append {
 /* Starts behind the published header. Writes the WAL's header first if the WAL is empty (as sqlite3WalFrames). */
 int vfs_wal_begin(struct vfs_wal *wal, struct vfs_wal_append *append);
 /* Writes one frame and its wal-index entry. commit_pages: size of the database if this is the last frame, else 0. */
-int vfs_wal_add(struct vfs_wal *wal, struct vfs_wal_append *append, uint32_t page_number, const void *page, uint32_t commit_pages);
+int vfs_wal_add(struct vfs_wal *wal, struct vfs_wal_append *append, uint32_t page_number, const void *page,
+                uint32_t commit_pages);
 /* Highest frame of this unfinished transaction or before it that holds the page; for pages patched twice. */
 uint32_t vfs_wal_append_find(struct vfs_wal *wal, const struct vfs_wal_append *append, uint32_t page_number);
 /* Makes it visible: header copy 1, barrier, header copy 0. `append->header` is the published one after. */

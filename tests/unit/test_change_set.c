@@ -113,7 +113,7 @@ static void round_trip(struct coder *coder, uint32_t count) {
   uint32_t numbers[PAGES_MAX], size, page_number;
   uint8_t *before[PAGES_MAX], *after[PAGES_MAX];
   const uint8_t *bytes;
-  bool is_full, full[PAGES_MAX];
+  bool is_full, full[PAGES_MAX] = {false};
   vfs_encoder_reset(coder->encoder);
   for (uint32_t i = 0; i < count; i++) numbers[i] = i * (1 + random_below(1000)) * PAGES_MAX + i + 1;
   if (random_below(2)) shuffle(numbers, count);

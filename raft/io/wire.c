@@ -1,0 +1,264 @@
+/*
+** Frames on a connection (all numbers little-endian):
+**
+**   offset size
+**    0     4  length of the frame; at most RAFT_FRAME_MAX, until Hellos are exchanged WIRE_GREETING_MAX
+**    4     1  type: enum wire_type
+**    5     1  version of this header, 1
+**    6     2  0
+**    8     8  checksum: XXH64 of the head (bytes 16 … end of the head), seeded with the XXH64 (seed 0) of bytes
+**             0 … 7; then, for each payload that is not empty, XXH64 of it seeded with the value so far
+**   16     …  the rest of the head, by type; then payloads (messages only)
+**
+** Hello. Its layout is for ever, since it is what two versions agree by; more may follow its address.
+**
+**   16     4  lowest protocol that the node speaks
+**   20     4  highest
+**   24     8  features
+**   32    16  cluster
+**   48    16  database
+**   64     8  node
+**   72    16  incarnation
+**   88     4  election time-out, ms
+**   92     4  1 if the node holds a non-empty database
+**   96     8  peers_hash
+**  104     4  page size
+**  108     4  auto_vacuum
+**  112     2  length of the address, below RAFT_ADDRESS_MAX
+**  114     …  the address, without a NUL
+**
+** Refusal:
+**
+**   16     2  length of the sentence
+**   18     …  the sentence, UTF-8, without a NUL
+**
+** Message of protocol 1 (struct raft_message):
+**
+**   16     1  type
+**   17     1  reject, 0 or 1
+**   18     2  0
+**   20     4  number of entries
+**   24     8  to
+**   32    16  to_incarnation
+**   48     8  term
+**   56     8  index
+**   64     8  log_term
+**   72     8  commit
+**   80     8  hint_index
+**   88     8  hint_term
+**   96     8  round
+**  104     8  context
+**  112     …  entry headers (entry.h), 72 bytes each: the end of the head; then their payloads
+**
+** Who sends it is known from the Hello of the connection and is not repeated.
+*/
+#include "wire.h"
+
+#include <assert.h>
+#include <string.h>
+
+#include <xxhash.h>
+
+#include "../../ext/bytes.h"
+
+#define HEADER_VERSION 1
+#define HELLO_FIXED 114u
+#define REFUSAL_FIXED 18u
+#define MESSAGE_FIXED (WIRE_HEADER_SIZE + WIRE_MESSAGE_SIZE)
+
+_Static_assert(MESSAGE_FIXED == 112, "as drawn above");
+_Static_assert(HELLO_FIXED + RAFT_ADDRESS_MAX <= WIRE_GREETING_MAX, "a Hello fits");
+_Static_assert(REFUSAL_FIXED + RAFT_TRANSPORT_TEXT_MAX <= WIRE_GREETING_MAX, "a refusal fits");
+_Static_assert(MESSAGE_FIXED + RAFT_ENTRY_HEADER_SIZE + RAFT_PAYLOAD_MAX <= RAFT_FRAME_MAX, "the largest entry fits");
+
+/* ---- Header ---- */
+
+static void encode_header(uint8_t *bytes, uint32_t length, enum wire_type type) {
+  le32_put(bytes, length);
+  bytes[4] = (uint8_t)type;
+  bytes[5] = HEADER_VERSION;
+  le16_put(bytes + 6, 0);
+}
+
+static uint64_t head_checksum(const uint8_t *frame, uint32_t head_size) {
+  return XXH64(frame + WIRE_HEADER_SIZE, head_size - WIRE_HEADER_SIZE, XXH64(frame, 8, 0));
+}
+
+int wire_decode_header(const uint8_t *bytes, uint32_t limit, enum wire_type *type, uint32_t *length) {
+  *length = le32_get(bytes);
+  *type = (enum wire_type)bytes[4];
+  if (*length < WIRE_HEADER_SIZE || *length > limit) return RAFT_INVALID;
+  if (bytes[4] < WIRE_HELLO || bytes[4] > WIRE_MESSAGE) return RAFT_INVALID;
+  if (bytes[5] != HEADER_VERSION || le16_get(bytes + 6) != 0) return RAFT_INVALID;
+  return RAFT_OK;
+}
+
+/* ---- Greetings: all of the frame is head ---- */
+
+static bool greeting_is_whole(const uint8_t *frame, uint32_t length, uint32_t fixed) {
+  return length >= fixed && le64_get(frame + 8) == head_checksum(frame, length);
+}
+
+uint32_t wire_encode_hello(const struct raft_hello *hello, uint8_t *bytes) {
+  size_t address = strnlen(hello->address, RAFT_ADDRESS_MAX - 1);
+  uint32_t length = HELLO_FIXED + (uint32_t)address;
+  encode_header(bytes, length, WIRE_HELLO);
+  le32_put(bytes + 16, hello->protocol_lowest);
+  le32_put(bytes + 20, hello->protocol_highest);
+  le64_put(bytes + 24, hello->features);
+  memcpy(bytes + 32, hello->cluster.bytes, RAFT_UUID_SIZE);
+  memcpy(bytes + 48, hello->database.bytes, RAFT_UUID_SIZE);
+  le64_put(bytes + 64, hello->node);
+  memcpy(bytes + 72, hello->incarnation.bytes, RAFT_UUID_SIZE);
+  le32_put(bytes + 88, hello->election_ms);
+  le32_put(bytes + 92, hello->has_database);
+  le64_put(bytes + 96, hello->peers_hash);
+  le32_put(bytes + 104, hello->page_size);
+  le32_put(bytes + 108, hello->auto_vacuum);
+  le16_put(bytes + 112, (uint16_t)address);
+  memcpy(bytes + HELLO_FIXED, hello->address, address);
+  le64_put(bytes + 8, head_checksum(bytes, length));
+  return length;
+}
+
+int wire_decode_hello(const uint8_t *frame, uint32_t length, struct raft_hello *hello) {
+  *hello = (struct raft_hello){0};
+  if (!greeting_is_whole(frame, length, HELLO_FIXED)) return RAFT_INVALID;
+  uint32_t address = le16_get(frame + 112);
+  if (address >= RAFT_ADDRESS_MAX || address > length - HELLO_FIXED) return RAFT_INVALID;
+  if (memchr(frame + HELLO_FIXED, 0, address) || le32_get(frame + 92) > 1) return RAFT_INVALID;
+  hello->protocol_lowest = le32_get(frame + 16);
+  hello->protocol_highest = le32_get(frame + 20);
+  hello->features = le64_get(frame + 24);
+  memcpy(hello->cluster.bytes, frame + 32, RAFT_UUID_SIZE);
+  memcpy(hello->database.bytes, frame + 48, RAFT_UUID_SIZE);
+  hello->node = le64_get(frame + 64);
+  memcpy(hello->incarnation.bytes, frame + 72, RAFT_UUID_SIZE);
+  hello->election_ms = le32_get(frame + 88);
+  hello->has_database = le32_get(frame + 92);
+  hello->peers_hash = le64_get(frame + 96);
+  hello->page_size = le32_get(frame + 104);
+  hello->auto_vacuum = le32_get(frame + 108);
+  memcpy(hello->address, frame + HELLO_FIXED, address);
+  return RAFT_OK;
+}
+
+uint32_t wire_encode_refusal(const char *text, uint8_t *bytes) {
+  size_t size = strnlen(text, RAFT_TRANSPORT_TEXT_MAX - 1);
+  uint32_t length = REFUSAL_FIXED + (uint32_t)size;
+  encode_header(bytes, length, WIRE_REFUSAL);
+  le16_put(bytes + 16, (uint16_t)size);
+  memcpy(bytes + REFUSAL_FIXED, text, size);
+  le64_put(bytes + 8, head_checksum(bytes, length));
+  return length;
+}
+
+/* A stranger's sentence is shown to people: control characters have no place in it. */
+int wire_decode_refusal(const uint8_t *frame, uint32_t length, char *text) {
+  text[0] = 0;
+  if (!greeting_is_whole(frame, length, REFUSAL_FIXED)) return RAFT_INVALID;
+  uint32_t size = le16_get(frame + 16);
+  if (size >= RAFT_TRANSPORT_TEXT_MAX || size > length - REFUSAL_FIXED) return RAFT_INVALID;
+  for (uint32_t i = 0; i < size; i++) {
+    uint8_t c = frame[REFUSAL_FIXED + i];
+    text[i] = (char)(c < 0x20 || c == 0x7f ? ' ' : c);
+  }
+  text[size] = 0;
+  return RAFT_OK;
+}
+
+/* ---- Messages ---- */
+
+bool wire_message_size(const struct raft_message *message, const struct raft_entry *entries, uint32_t *head_size,
+                       uint32_t *length) {
+  uint64_t size = MESSAGE_FIXED + (uint64_t)message->n_entries * RAFT_ENTRY_HEADER_SIZE;
+  *head_size = (uint32_t)size;
+  for (uint32_t i = 0; i < message->n_entries && size <= RAFT_FRAME_MAX; i++) size += raft_entry_size(&entries[i]);
+  *length = (uint32_t)size;
+  return size <= RAFT_FRAME_MAX;
+}
+
+void wire_encode_message(const struct raft_message *message, const struct raft_entry *entries, uint32_t length,
+                         uint8_t *head) {
+  encode_header(head, length, WIRE_MESSAGE);
+  head[16] = message->type;
+  head[17] = message->reject;
+  le16_put(head + 18, 0);
+  le32_put(head + 20, message->n_entries);
+  le64_put(head + 24, message->to);
+  memcpy(head + 32, message->to_incarnation.bytes, RAFT_UUID_SIZE);
+  le64_put(head + 48, message->term);
+  le64_put(head + 56, message->index);
+  le64_put(head + 64, message->log_term);
+  le64_put(head + 72, message->commit);
+  le64_put(head + 80, message->hint_index);
+  le64_put(head + 88, message->hint_term);
+  le64_put(head + 96, message->round);
+  le64_put(head + 104, message->context);
+  uint32_t at = MESSAGE_FIXED;
+  for (uint32_t i = 0; i < message->n_entries; i++, at += RAFT_ENTRY_HEADER_SIZE)
+    raft_entry_encode_header(&entries[i], head + at);
+  uint64_t checksum = head_checksum(head, at);
+  for (uint32_t i = 0; i < message->n_entries; i++)
+    if (raft_entry_size(&entries[i])) checksum = XXH64(entries[i].payload->bytes, entries[i].payload->size, checksum);
+  le64_put(head + 8, checksum);
+}
+
+int wire_decode_message(const uint8_t *frame, uint32_t length, struct raft_message *message) {
+  *message = (struct raft_message){0};
+  if (length < MESSAGE_FIXED) return RAFT_INVALID;
+  uint32_t n_entries = le32_get(frame + 20);
+  if (frame[16] < RAFT_PRE_VOTE || frame[16] > RAFT_READ_INDEX_RESULT || frame[17] > 1 || le16_get(frame + 18) != 0)
+    return RAFT_INVALID;
+  if (n_entries > (length - MESSAGE_FIXED) / RAFT_ENTRY_HEADER_SIZE) return RAFT_INVALID;
+  if (frame[16] != RAFT_APPEND && length != MESSAGE_FIXED) return RAFT_INVALID;
+  message->type = frame[16];
+  message->reject = frame[17];
+  message->n_entries = n_entries;
+  message->to = le64_get(frame + 24);
+  memcpy(message->to_incarnation.bytes, frame + 32, RAFT_UUID_SIZE);
+  message->term = le64_get(frame + 48);
+  message->index = le64_get(frame + 56);
+  message->log_term = le64_get(frame + 64);
+  message->commit = le64_get(frame + 72);
+  message->hint_index = le64_get(frame + 80);
+  message->hint_term = le64_get(frame + 88);
+  message->round = le64_get(frame + 96);
+  message->context = le64_get(frame + 104);
+  return RAFT_OK;
+}
+
+/* Entry headers fit together, the payloads fill the frame exactly, and the checksum is right. */
+static bool entries_are_whole(const uint8_t *frame, uint32_t length, const struct raft_message *message,
+                              struct raft_entry *entries, struct raft_entry_meta *metas) {
+  uint32_t head_size = MESSAGE_FIXED + message->n_entries * RAFT_ENTRY_HEADER_SIZE, at = head_size;
+  uint64_t checksum = head_checksum(frame, head_size);
+  for (uint32_t i = 0; i < message->n_entries; i++) {
+    uint32_t size;
+    if (raft_entry_decode_header(frame + MESSAGE_FIXED + i * RAFT_ENTRY_HEADER_SIZE, &entries[i], &size) != RAFT_OK)
+      return false;
+    if (size > length - at || message->index >= UINT64_MAX - i - 1 || entries[i].index != message->index + i + 1)
+      return false;
+    metas[i] = (struct raft_entry_meta){.term = entries[i].term, .size = size, .type = entries[i].type};
+    if (size) checksum = XXH64(frame + at, size, checksum);
+    at += size;
+  }
+  return at == length && checksum == le64_get(frame + 8);
+}
+
+int wire_decode_entries(const uint8_t *frame, uint32_t length, const struct raft_message *message,
+                        struct raft_entry *entries, struct raft_entry_meta *metas) {
+  if (!entries_are_whole(frame, length, message, entries, metas)) return RAFT_INVALID;
+  const uint8_t *bytes = frame + MESSAGE_FIXED + message->n_entries * RAFT_ENTRY_HEADER_SIZE;
+  for (uint32_t i = 0; i < message->n_entries; i++) {
+    if (metas[i].size == 0) continue;
+    entries[i].payload = raft_payload_new(metas[i].size);
+    if (entries[i].payload == NULL) {
+      while (i > 0) raft_payload_unref(entries[--i].payload);
+      return RAFT_NO_MEMORY;
+    }
+    memcpy(entries[i].payload->bytes, bytes, metas[i].size);
+    bytes += metas[i].size;
+  }
+  return RAFT_OK;
+}

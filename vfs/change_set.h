@@ -58,7 +58,11 @@ bool vfs_encoder_finish(struct vfs_encoder *encoder, const uint8_t **bytes, uint
 struct vfs_decoder; /* reusable; not thread-safe */
 struct vfs_decoder *vfs_decoder_new(uint32_t page_size);
 void vfs_decoder_free(struct vfs_decoder *decoder);
-/* Checks all of it (every length, range and page number) before anything is used. false: it is damaged. */
+/*
+** Checks all of it (every length, range and page number) before anything is used. false: it is damaged; it
+** does not fail for want of memory. The bytes must stay until the last page is applied. No bytes at all are
+** damage, a set without pages is not.
+*/
 bool vfs_decoder_open(struct vfs_decoder *decoder, const uint8_t *bytes, uint32_t size);
 /* The next page: false at the end. */
 bool vfs_decoder_next(struct vfs_decoder *decoder, uint32_t *page_number, bool *is_full);

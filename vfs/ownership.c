@@ -150,25 +150,24 @@ static void fill_standard_descriptors(void) {
   if (fd >= 0) close(fd);
 }
 
-static int open_descriptor(const char *path, int flags, struct descriptor **out) {
+/* NULL: *error is why. */
+static struct descriptor *open_descriptor(const char *path, int flags, int *error) {
   pthread_once(&registry.once, watch_forks);
   struct descriptor *descriptor = calloc(1, sizeof *descriptor);
-  if (descriptor == NULL) return -ENOMEM;
+  *error = -ENOMEM;
+  if (descriptor == NULL) return NULL;
   pthread_mutex_lock(&registry.mutex);
   fill_standard_descriptors();
   descriptor->fd = open(path, flags | O_CLOEXEC, 0644);
-  int error = errno;
-  if (descriptor->fd >= 0) {
+  *error = descriptor->fd < 0 ? -errno : 0;
+  if (*error == 0) {
     descriptor->next = registry.held;
     registry.held = descriptor;
   }
   pthread_mutex_unlock(&registry.mutex);
-  if (descriptor->fd < 0) {
-    free(descriptor);
-    return -error;
-  }
-  *out = descriptor;
-  return 0;
+  if (*error == 0) return descriptor;
+  free(descriptor);
+  return NULL;
 }
 
 static void remove_from(struct descriptor **list, struct descriptor *descriptor) {
@@ -288,8 +287,9 @@ static pid_t read_pid(const struct descriptor *lock) {
 }
 
 static int take_lock_file(struct vfs_ownership *ownership, char *text) {
-  int rc = open_descriptor(ownership->lock_path, O_RDWR | O_CREAT, &ownership->lock);
-  if (rc != 0) return fail_open(text, ownership->lock_path, rc);
+  int rc;
+  ownership->lock = open_descriptor(ownership->lock_path, O_RDWR | O_CREAT, &rc);
+  if (ownership->lock == NULL) return fail_open(text, ownership->lock_path, rc);
   rc = set_lock(ownership->lock, F_WRLCK, 0, 0);
   if (rc == 0) {
     write_pid(ownership->lock);
@@ -336,17 +336,19 @@ int vfs_ownership_take(const char *database_path, const char *folder, struct vfs
 
 static int open_database(struct vfs_ownership *ownership, char *text) {
   struct stat status;
-  int rc = open_descriptor(ownership->database_path, O_RDWR | O_CREAT, &ownership->database);
-  if (rc == 0 && fstat(ownership->database->fd, &status) != 0) rc = -errno;
-  if (rc != 0) return fail_open(text, ownership->database_path, rc);
+  int rc;
+  ownership->database = open_descriptor(ownership->database_path, O_RDWR | O_CREAT, &rc);
+  if (ownership->database == NULL) return fail_open(text, ownership->database_path, rc);
+  if (fstat(ownership->database->fd, &status) != 0) return fail_open(text, ownership->database_path, -errno);
   ownership->device = status.st_dev;
   ownership->inode = status.st_ino;
   return check_links(ownership->database_path, &status, text);
 }
 
 static int open_shm(struct vfs_ownership *ownership) {
-  if (ownership->shm != NULL) return 0;
-  return open_descriptor(ownership->shm_path, O_RDWR | O_NOFOLLOW, &ownership->shm);
+  int rc = 0;
+  if (ownership->shm == NULL) ownership->shm = open_descriptor(ownership->shm_path, O_RDWR | O_NOFOLLOW, &rc);
+  return rc;
 }
 
 /* Names who is in the way in the range. */

@@ -232,7 +232,7 @@ static uint32_t get_32(const uint8_t *from) {
 /* ---- The wal-index header ---- */
 
 static void load_header(const void *copy, struct vfs_wal_header *header) {
-  uint32_t words[HEADER_WORDS];
+  uint32_t words[HEADER_WORDS] = {0};
   for (uint32_t i = 0; i < HEADER_WORDS; i++) words[i] = load(copy, i * (uint32_t)sizeof(uint32_t));
   memcpy(header, words, sizeof *header);
 }

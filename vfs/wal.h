@@ -103,21 +103,28 @@ void vfs_wal_publish(struct vfs_wal *wal, struct vfs_wal_append *append);
 /* Forgets what was added: cleans the hash tables beyond the published mxFrame (walCleanupHash). */
 void vfs_wal_cancel(struct vfs_wal *wal);
 
-/* ---- Checkpoint (the owner of CKPT; design section 5) ---- */
+/*
+** ---- Checkpoint (the owner of CKPT; design section 5) ----
+**
+** In this order: vfs_wal_safe_frame, vfs_wal_backfill, the caller's sync, vfs_wal_set_backfilled; the last
+** two with one and the same frame, not above the safe one. A reset between them is noticed by the salts: then
+** nothing is written or marked.
+*/
 
 /*
 ** How far a checkpoint may go: min(limit_frame, every read mark in use), raising or freeing unused marks as
-** walCheckpoint does. limit_frame must be a transaction boundary. *busy_reader: 1…4 the mark that holds it
-** back, 0 none.
+** walCheckpoint does. limit_frame must be a transaction boundary; 0 if the WAL does not reach it.
+** *busy_reader: 1…4 the mark that holds it back, 0 none.
 */
 uint32_t vfs_wal_safe_frame(struct vfs_wal *wal, uint32_t limit_frame, int *busy_reader);
 uint32_t vfs_wal_backfilled(struct vfs_wal *wal); /* nBackfill */
 /*
 ** Copies the newest frame <= frame of every page into the database file; pages > `pages` are left out. Takes
-** READ_LOCK(0) exclusively: SQLITE_BUSY if a reader holds it. Does not sync, does not move nBackfill.
+** READ_LOCK(0) exclusively: SQLITE_BUSY if a reader holds it or the WAL was reset since vfs_wal_safe_frame.
+** Does not sync, does not move nBackfill.
 */
 int vfs_wal_backfill(struct vfs_wal *wal, uint32_t frame, uint32_t pages);
-/* After the sync of the database file: nBackfill = frame. */
+/* After the sync of the database file: nBackfill = frame, unless it was there already. */
 void vfs_wal_set_backfilled(struct vfs_wal *wal, uint32_t frame);
 /*
 ** Starts the WAL again at frame 1 (walRestartHdr): only by the holder of WRITE with nBackfill == mxFrame > 0; takes

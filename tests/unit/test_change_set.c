@@ -211,7 +211,7 @@ static void a_set_may_be_as_large_as_its_limit(void **state) {
   struct coder coder = new_coder(page_size);
   uint8_t *page = allocate(page_size);
   const uint8_t *bytes;
-  uint32_t size, number = 0, page_number;
+  uint32_t size, number = 0, page_number = 0;
   bool is_full;
   random_state = 3;
   while (vfs_encoder_size(coder.encoder) <= VFS_SET_RAW_MAX - 2 * page_size) {
@@ -392,7 +392,7 @@ static void redo_gives_the_last_state_from_any_mix_of_bytes(void **state) {
     for (uint32_t i = j + 1; i <= history.length; i++) {
       assert_true(vfs_decoder_open(coder.decoder, history.sets[i], history.sizes[i]));
       while (vfs_decoder_next(coder.decoder, &page_number, &is_full)) {
-        vfs_decoder_patch(coder.decoder, file + (page_number - 1) * 512);
+        vfs_decoder_patch(coder.decoder, file + (size_t)(page_number - 1) * 512);
       }
     }
     if (memcmp(file, history.states[history.length], sizeof file) != 0) fail_msg("seed %d", (int)seed);

@@ -74,13 +74,13 @@ struct helper {
 };
 
 static int read_answer(struct helper *helper) {
-  char line[LINE_MAX_BYTES];
-  int rc, length = 0;
+  char line[LINE_MAX_BYTES], *text;
   assert_non_null(fgets(line, sizeof line, helper->from));
-  assert_int_equal(sscanf(line, "%d %n", &rc, &length), 1);
+  long rc = strtol(line, &text, 10);
+  assert_true(*text == ' ');
   line[strcspn(line, "\n")] = 0;
-  strcpy(helper->text, line + length);
-  return rc;
+  snprintf(helper->text, sizeof helper->text, "%s", text + 1);
+  return (int)rc;
 }
 
 /* Returns its first answer. */
@@ -130,7 +130,7 @@ static const char *beside(const char *end) {
 
 static int make_root(void **state) {
   (void)state;
-  strcpy(root, "/tmp/balsa-ownership-XXXXXX");
+  snprintf(root, sizeof root, "/tmp/balsa-ownership-XXXXXX");
   if (mkdtemp(root) == NULL) return 1;
   snprintf(path, sizeof path, "%s/app.db", root);
   snprintf(folder, sizeof folder, "%s/app.db-balsa", root);

@@ -113,7 +113,7 @@ static const char *in_folder(const char *name) {
 
 static int make_folder(void **state) {
   (void)state;
-  strcpy(folder, "/tmp/balsa-wal-XXXXXX");
+  snprintf(folder, sizeof folder, "/tmp/balsa-wal-XXXXXX");
   return mkdtemp(folder) == NULL;
 }
 
@@ -690,7 +690,7 @@ static void a_backfill_stops_at_its_bound_and_leaves_out_pages_beyond_the_end(vo
   assert_int_equal(status.st_size, 15 * 512);
   for (uint32_t i = 1; i <= 15; i++) {
     stamp(expected, 512, i, 1);
-    assert_int_equal(pair.database->pMethods->xRead(pair.database, page, 512, (i - 1) * 512), SQLITE_OK);
+    assert_int_equal(pair.database->pMethods->xRead(pair.database, page, 512, (int64_t)(i - 1) * 512), SQLITE_OK);
     assert_memory_equal(page, expected, 512);
   }
   assert_int_equal(checkpoint(&pair, 20, &busy_reader), 40);

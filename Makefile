@@ -84,7 +84,7 @@ SIM_OBJECTS := $(patsubst %.c,$(OUT)/test-objects/%.o,$(sort $(wildcard tests/si
 UNIT_TESTS := $(patsubst tests/unit/%.c,%,$(sort $(wildcard tests/unit/test_*.c)))
 UNIT_HELPERS := $(patsubst %.c,$(OUT)/test-objects/%.o,\
   $(filter-out tests/unit/test_%.c,$(sort $(wildcard tests/unit/*.c))))
-BENCHES := $(patsubst bench/%.c,%,$(sort $(wildcard bench/*.c)))
+BENCH_OBJECTS := $(patsubst %.c,$(OUT)/test-objects/%.o,$(sort $(wildcard bench/*.c)))
 
 # Known-bad variants of the core, each of which the simulation must catch.
 MUTANTS := COMMIT_OLD_TERM VOTE_WITHOUT_PERSIST ACK_BEFORE_SYNC LOST_AT_TRUNCATION PRE_VOTE_NO_TERM_CHECK \
@@ -295,9 +295,10 @@ demo:
 	+@$(PARALLEL) $(OUT)/balsa.so
 	@$(PYTHON) tests/demo/demo.py --extension $(abspath $(OUT))/balsa.so
 
+# One program, which starts itself for each node: bench/README.md.
 .PHONY: bench
-bench: $(BENCHES:%=$(OUT)/bench/%)
-$(OUT)/bench/%: $(OUT)/test-objects/bench/%.o $(OUT)/libbalsa.a
+bench: $(OUT)/bench/bench
+$(OUT)/bench/bench: $(BENCH_OBJECTS) $(OUT)/libbalsa.a
 	$(call say,LD,$@)
 	@mkdir -p $(@D)
 	$(Q)$(TEST_LINK)

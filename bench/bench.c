@@ -1,0 +1,220 @@
+/*
+** What the program is asked to do. The child processes are this program again, with --node or --plain-child.
+*/
+#include <errno.h>
+#include <getopt.h>
+#include <limits.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "bench.h"
+
+static const char help[] =
+    "Usage: bench commits|log|readers|run [options]\n"
+    "  commits   commits per second: plain SQLite, Balsa with one node and with three\n"
+    "  log       bytes in the log per insert\n"
+    "  readers   reads beside writers, and on a follower that applies\n"
+    "  run       --commits commits and nothing else, for strace and perf\n"
+    "Options, with what `commits` takes by itself:\n"
+    "  --variants plain,one,three   also queued: plain SQLite, whose application queues its writers\n"
+    "  --tables random,rowid        also index: see README.md\n"
+    "  --writers 1,4,16             threads, each with a connection\n"
+    "  --readers 4                  threads that read (readers)\n"
+    "  --runs 3  --seconds 3  --warm-up 0.3\n"
+    "  --rows 10000                 in the table before\n"
+    "  --commits 5000               how many (log, run)\n"
+    "  --busy-timeout 10000         of writers, in ms\n"
+    "  --dir FOLDER                 where the databases lie for the time: $TMPDIR or /tmp\n"
+    "  --wrap COMMAND               put before the command of each child; %n is the node's number, 0 for plain SQLite\n"
+    "  --json                       one array of objects\n";
+
+static const struct {
+  const char *name;
+  void (*run)(const struct options *options);
+  const char *variants, *tables, *writers;
+} benches[] = {
+    {"commits", bench_commits, "plain,one,three", "random,rowid", "1,4,16"},
+    {"log", bench_log_bytes, "one", "random,index,rowid", "1,16"},
+    {"readers", bench_readers, "plain,one,three", "rowid", "16"},
+    {"run", bench_run, "three", "random", "16"},
+};
+
+/* The values of a list, each by `find`. */
+static size_t parse_list(const char *option, const char *text, long (*find)(const char *word), long values[]) {
+  char *copy = strdup(text), *save = NULL;
+  size_t n = 0;
+  if (!copy) die("no memory");
+  for (char *word = strtok_r(copy, ",", &save); word; word = strtok_r(NULL, ",", &save)) {
+    long value = find(word);
+    if (value < 0 || n == BENCH_LIST_MAX) die("--%s %s: '%s' is not understood; see --help", option, text, word);
+    values[n++] = value;
+  }
+  if (n == 0) die("--%s wants a value; see --help", option);
+  free(copy);
+  return n;
+}
+
+static long find_name(const char *word, const char *const *names, long n) {
+  for (long i = 0; i < n; i++)
+    if (strcmp(word, names[i]) == 0) return i;
+  return -1;
+}
+
+static long find_variant(const char *word) {
+  return find_name(word, variant_names, N_VARIANTS);
+}
+
+static long find_table(const char *word) {
+  return find_name(word, table_names, N_TABLE_KINDS);
+}
+
+static long find_threads(const char *word) {
+  char *end;
+  long n = strtol(word, &end, 10);
+  return *end == 0 && n >= 1 && n <= BENCH_THREADS_MAX / 2 ? n : -1;
+}
+
+static void set_variants(struct options *options, const char *text) {
+  long values[BENCH_LIST_MAX];
+  options->n_variants = parse_list("variants", text, find_variant, values);
+  for (size_t i = 0; i < options->n_variants; i++) options->variants[i] = (enum variant)values[i];
+}
+
+static void set_tables(struct options *options, const char *text) {
+  long values[BENCH_LIST_MAX];
+  options->n_tables = parse_list("tables", text, find_table, values);
+  for (size_t i = 0; i < options->n_tables; i++) options->tables[i] = (enum table_kind)values[i];
+}
+
+static void set_writers(struct options *options, const char *text) {
+  long values[BENCH_LIST_MAX];
+  options->n_writers = parse_list("writers", text, find_threads, values);
+  for (size_t i = 0; i < options->n_writers; i++) options->writers[i] = (uint32_t)values[i];
+}
+
+static uint32_t parse_number(const char *option, const char *text, long low, long high) {
+  char *end;
+  errno = 0;
+  long value = strtol(text, &end, 10);
+  if (*end || end == text || errno || value < low || value > high)
+    die("--%s %s: a number from %ld to %ld is wanted", option, text, low, high);
+  return (uint32_t)value;
+}
+
+static uint64_t parse_seconds(const char *option, const char *text) {
+  char *end;
+  double value = strtod(text, &end);
+  if (*end || end == text || !(value >= 0.0 && value <= 60.0))
+    die("--%s %s: seconds from 0 to 60 are wanted", option, text);
+  return (uint64_t)(value * 1000);
+}
+
+enum {
+  VARIANTS = 1,
+  TABLES,
+  WRITERS,
+  READERS,
+  RUNS,
+  SECONDS,
+  WARM_UP,
+  ROWS,
+  COMMITS,
+  BUSY_TIMEOUT,
+  DIR,
+  WRAP,
+  JSON,
+  HELP
+};
+static const struct option long_options[] = {
+    {"variants", required_argument, NULL, VARIANTS},
+    {"tables", required_argument, NULL, TABLES},
+    {"writers", required_argument, NULL, WRITERS},
+    {"readers", required_argument, NULL, READERS},
+    {"runs", required_argument, NULL, RUNS},
+    {"seconds", required_argument, NULL, SECONDS},
+    {"warm-up", required_argument, NULL, WARM_UP},
+    {"rows", required_argument, NULL, ROWS},
+    {"commits", required_argument, NULL, COMMITS},
+    {"busy-timeout", required_argument, NULL, BUSY_TIMEOUT},
+    {"dir", required_argument, NULL, DIR},
+    {"wrap", required_argument, NULL, WRAP},
+    {"json", no_argument, NULL, JSON},
+    {"help", no_argument, NULL, HELP},
+    {NULL, 0, NULL, 0},
+};
+
+static void set_option(struct options *options, const char **dir, int option) {
+  switch (option) {
+  case VARIANTS: set_variants(options, optarg); break;
+  case TABLES: set_tables(options, optarg); break;
+  case WRITERS: set_writers(options, optarg); break;
+  case READERS: options->readers = parse_number("readers", optarg, 1, BENCH_THREADS_MAX / 2); break;
+  case RUNS: options->runs = parse_number("runs", optarg, 1, BENCH_RUNS_MAX); break;
+  case SECONDS: options->run_ms = parse_seconds("seconds", optarg); break;
+  case WARM_UP: options->warm_up_ms = parse_seconds("warm-up", optarg); break;
+  case ROWS: options->rows = parse_number("rows", optarg, 1, 10000000); break;
+  case COMMITS: options->commits = parse_number("commits", optarg, 1, 1000000); break;
+  case BUSY_TIMEOUT: options->busy_timeout_ms = parse_number("busy-timeout", optarg, 0, 60000); break;
+  case DIR: *dir = optarg; break;
+  case WRAP: options->wrap = optarg; break;
+  case JSON: options->is_json = true; break;
+  case HELP: fputs(help, stdout); exit(0);
+  default: exit(2);
+  }
+}
+
+static void on_signal(int signal) {
+  (void)signal; /* the wait for a child is interrupted, which ends the program in order */
+}
+
+static void set_signals(void) {
+  struct sigaction action = {.sa_handler = on_signal};
+  sigaction(SIGINT, &action, NULL);
+  sigaction(SIGTERM, &action, NULL);
+  action.sa_handler = SIG_IGN;
+  sigaction(SIGPIPE, &action, NULL);
+}
+
+int main(int argc, char **argv) {
+  static char program[PATH_MAX], folder[BENCH_PATH_MAX / 2];
+  struct options options = {
+      .program = program,
+      .folder = folder,
+      .readers = 4,
+      .rows = 10000,
+      .runs = 3,
+      .commits = 5000,
+      .busy_timeout_ms = 10000,
+      .run_ms = 3000,
+      .warm_up_ms = 300,
+  };
+  const char *dir = getenv("TMPDIR");
+  size_t bench = 0, n_benches = sizeof benches / sizeof *benches;
+  if (argc == 3 && strcmp(argv[1], "--node") == 0) return child_main(false, argv[2]);
+  if (argc == 3 && strcmp(argv[1], "--plain-child") == 0) return child_main(true, argv[2]);
+  while (argc > 1 && bench < n_benches && strcmp(argv[1], benches[bench].name) != 0) bench++;
+  if (argc < 2 || bench == n_benches) {
+    fputs(help, argc == 2 && strcmp(argv[1], "--help") == 0 ? stdout : stderr);
+    return argc == 2 && strcmp(argv[1], "--help") == 0 ? 0 : 2;
+  }
+  set_variants(&options, benches[bench].variants);
+  set_tables(&options, benches[bench].tables);
+  set_writers(&options, benches[bench].writers);
+  optind = 2;
+  for (int option; (option = getopt_long(argc, argv, "", long_options, NULL)) != -1;)
+    set_option(&options, &dir, option);
+  if (optind < argc) die("%s: not understood; see --help", argv[optind]);
+  if (!realpath("/proc/self/exe", program)) die("/proc/self/exe: %s", strerror(errno));
+  int length = snprintf(folder, sizeof folder, "%s/balsa-bench-XXXXXX", dir && *dir ? dir : "/tmp");
+  if (length < 0 || (size_t)length >= sizeof folder) die("--dir %s: too long", dir);
+  if (!mkdtemp(folder)) die("%s: %s", folder, strerror(errno));
+  set_signals();
+  report_open(options.is_json);
+  benches[bench].run(&options);
+  report_close();
+  rmdir(folder);
+  return 0;
+}

@@ -1,0 +1,187 @@
+/*
+** The benchmarks: what the files of this program share. How to run it and read what it prints: README.md.
+**
+**   bench.c      options, the help, who does what
+**   report.c     tables as text or JSON
+**   child.c      a process that opens a database and does what it is told through a pipe
+**   cluster.c    starting and stopping such processes; a cluster of them
+**   load.c       writers and readers inside such a process
+**   histogram.c  latencies
+**   commits.c  log_bytes.c  readers.c  run.c    the benchmarks
+*/
+#ifndef BALSA_BENCH_H
+#define BALSA_BENCH_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#define BENCH_TEXT_MAX 256
+#define BENCH_PATH_MAX 512
+#define BENCH_THREADS_MAX 128 /* writers and readers of a process */
+#define BENCH_NODES_MAX 3
+#define BENCH_LIST_MAX 8
+#define BENCH_RUNS_MAX 99
+#define BENCH_ROW_BYTES 100
+#define BENCH_KEY_BYTES 16
+#define BENCH_MS UINT64_C(1000000) /* in ns */
+
+/* ---- Latencies: each power of two in 64 steps, so within 1.6 %; the highest one exactly ---- */
+
+#define HISTOGRAM_STEPS 64
+#define HISTOGRAM_BUCKETS (HISTOGRAM_STEPS * 36)
+
+struct histogram {
+  uint64_t n, max_ns;
+  uint32_t counts[HISTOGRAM_BUCKETS];
+};
+void histogram_add(struct histogram *histogram, uint64_t ns);
+void histogram_merge(struct histogram *into, const struct histogram *from);
+/* The latency that `share` (0…1) of all do not exceed, in µs. 0 if there are none. */
+double histogram_us(const struct histogram *histogram, double share);
+
+/* ---- What a child can be told; requests and replies go through its pipes as they are ---- */
+
+/* Where rows of 100 bytes go. */
+enum table_kind {
+  TABLE_ROWID,  /* appended: id INTEGER PRIMARY KEY, 100 random bytes */
+  TABLE_RANDOM, /* a random key of 16 bytes as PRIMARY KEY of a WITHOUT ROWID table, 84 random bytes */
+  TABLE_INDEX,  /* the same row in an ordinary table, so that the key lies in an index beside it */
+  N_TABLE_KINDS,
+};
+extern const char *const table_names[N_TABLE_KINDS];
+
+enum operation { OP_STATUS, OP_PREPARE, OP_LOAD, OP_QUIT };
+
+struct request {
+  enum operation operation;
+  enum table_kind table;
+  uint32_t rows; /* PREPARE: to begin with. LOAD: those that readers may ask for, ids 1…rows */
+  uint32_t writers, readers;
+  uint64_t warm_up_ms, run_ms;
+  uint64_t commits;         /* not 0: this many and no time limit, no warm-up */
+  uint32_t reads_per_s;     /* of each reader; 0: as fast as it can */
+  uint32_t busy_timeout_ms; /* of writers and readers */
+  bool queued;              /* writers take a mutex of the application around each statement */
+};
+
+/* One side of a load. */
+struct tally {
+  uint64_t done;   /* in the time that counts */
+  uint64_t errors; /* at any time */
+  int first_error; /* extended code of the first one */
+  char first_text[BENCH_TEXT_MAX];
+  double median_us, high_us, max_us; /* high: 99 % */
+};
+
+struct reply {
+  bool is_ok;
+  char text[BENCH_TEXT_MAX]; /* what failed */
+  /* STATUS */
+  bool is_leader, is_ready;
+  char state[BENCH_TEXT_MAX];
+  uint64_t commit_index, applied_index, log_bytes;
+  /* LOAD */
+  struct tally writes, reads;
+  double seconds;
+  double cpu_us;                  /* of the process, user and system, in that time */
+  uint64_t switches, preemptions; /* context switches that a thread asked for, and others */
+  uint64_t acknowledged;          /* with and without warm-up */
+  uint64_t rows_after;            /* count(*) after it */
+};
+
+/* The child's side: never returns before its input ends or it is told to quit. Exit code. */
+int child_main(bool is_plain, const char *uri);
+/* Runs the load of `request` in this process. */
+void load_run(const char *uri, const struct request *request, struct reply *reply);
+
+/* ---- The parent's side. Everything here ends the program with a sentence if it fails. ---- */
+
+struct options {
+  const char *program; /* to exec as a child */
+  const char *folder;  /* of this run, removed at the end */
+  const char *wrap;    /* command before each child's own; NULL none */
+  enum table_kind tables[BENCH_LIST_MAX];
+  size_t n_tables;
+  enum variant {
+    VARIANT_PLAIN,  /* SQLite without Balsa */
+    VARIANT_QUEUED, /* likewise, and the application lets its writers in one by one */
+    VARIANT_ONE,    /* Balsa, a cluster of one, no network */
+    VARIANT_THREE,  /* Balsa, three processes on loopback */
+    N_VARIANTS,
+  } variants[BENCH_LIST_MAX];
+  size_t n_variants;
+  uint32_t writers[BENCH_LIST_MAX];
+  size_t n_writers;
+  uint32_t readers, rows, runs, commits, busy_timeout_ms;
+  uint64_t run_ms, warm_up_ms;
+  bool is_json;
+};
+extern const char *const variant_names[N_VARIANTS];
+
+struct child {
+  pid_t pid;
+  int to, from; /* pipes */
+};
+
+struct cluster {
+  enum variant variant;
+  size_t n_children;
+  struct child children[BENCH_NODES_MAX];
+  char paths[BENCH_NODES_MAX][BENCH_PATH_MAX]; /* of the database files */
+  struct child *leader;                        /* who writes: also with one node and without Balsa */
+};
+
+/* `number` is for --wrap: 0 plain, else the node. */
+void child_start(struct child *child, const struct options *options, bool is_plain, const char *uri, unsigned number);
+void child_stop(struct child *child);
+void child_send(const struct child *child, const struct request *request);
+void child_receive(const struct child *child, struct reply *reply);
+void child_ask(const struct child *child, const struct request *request, struct reply *reply);
+
+/* A new database, or a new cluster in which all nodes are ready. */
+void cluster_start(struct cluster *cluster, const struct options *options, enum variant variant);
+/* Stops in order and removes the files. */
+void cluster_stop(struct cluster *cluster, const struct options *options);
+/* Makes the table, with rows in it, and waits until all nodes have them. */
+void cluster_prepare(struct cluster *cluster, enum table_kind table, uint32_t rows);
+/* Every acknowledged row must be there. */
+void cluster_check(const struct reply *reply, uint32_t rows_before);
+
+/* Prints the sentence, ends the children, removes the files, exits. */
+void die(const char *format, ...) __attribute__((format(printf, 1, 2), noreturn));
+uint64_t now_ns(void);
+
+/* ---- Output ---- */
+
+struct column {
+  const char *name;
+  int width;    /* negative: a text, to the left */
+  int decimals; /* of a number */
+};
+struct cell {
+  const char *text; /* NULL: a number */
+  double number;
+};
+#define TEXT(value) ((struct cell){.text = (value)})
+#define NUMBER(value) ((struct cell){.number = (double)(value)})
+
+/* `bench` names it in JSON; the title is for people. */
+void report_begin(const char *bench, const struct column *columns, size_t n_columns, const char *title);
+void report_row(const struct cell *cells);
+void report_end(void);
+void report_open(bool is_json);
+/* Prints the JSON. */
+void report_close(void);
+/* Middle value; sorts. */
+double median(double *values, size_t n);
+
+/* ---- The benchmarks ---- */
+
+void bench_commits(const struct options *options);
+void bench_log_bytes(const struct options *options);
+void bench_readers(const struct options *options);
+void bench_run(const struct options *options);
+
+#endif

@@ -826,6 +826,105 @@ static void the_nonce_stays_while_sqlite_works(void **state) {
   close_pair(&pair);
 }
 
+/* ---- Failures ---- */
+
+/* A file over another one that fails when it is told to. */
+struct failing_file {
+  sqlite3_file base;
+  sqlite3_file *real;
+  int writes_left, maps_left;
+};
+
+static int failing_read(sqlite3_file *file, void *bytes, int size, sqlite3_int64 offset) {
+  sqlite3_file *real = ((struct failing_file *)file)->real;
+  return real->pMethods->xRead(real, bytes, size, offset);
+}
+
+static int failing_write(sqlite3_file *file, const void *bytes, int size, sqlite3_int64 offset) {
+  struct failing_file *failing = (struct failing_file *)file;
+  if (failing->writes_left-- <= 0) return SQLITE_FULL;
+  return failing->real->pMethods->xWrite(failing->real, bytes, size, offset);
+}
+
+static int failing_shm_map(sqlite3_file *file, int region, int size, int extend, void volatile **memory) {
+  struct failing_file *failing = (struct failing_file *)file;
+  if (failing->maps_left-- <= 0) return SQLITE_IOERR_SHMMAP;
+  return failing->real->pMethods->xShmMap(failing->real, region, size, extend, memory);
+}
+
+static void failing_shm_barrier(sqlite3_file *file) {
+  sqlite3_file *real = ((struct failing_file *)file)->real;
+  real->pMethods->xShmBarrier(real);
+}
+
+static const sqlite3_io_methods failing_methods = {
+    .iVersion = 2,
+    .xRead = failing_read,
+    .xWrite = failing_write,
+    .xShmMap = failing_shm_map,
+    .xShmBarrier = failing_shm_barrier,
+};
+
+static void an_append_that_fails_changes_nothing(void **state) {
+  (void)state;
+  for (uint32_t page_size = 4096; page_size <= 65536; page_size *= 16) {
+    struct pair pair;
+    struct vfs_wal_append append;
+    uint8_t page[65536];
+    random_state = 21;
+    open_pair(&pair, page_size);
+    replicate(&pair);
+    struct failing_file file = {.base.pMethods = &failing_methods, .real = pair.wal_file};
+    struct vfs_wal *wal;
+    assert_int_equal(vfs_wal_open(pair.database, &file.base, page_size, &wal), SQLITE_OK);
+    for (int writes = 0; writes < 8; writes++) {
+      int rc = SQLITE_OK;
+      file.writes_left = writes;
+      assert_int_equal(vfs_wal_begin(wal, &append), SQLITE_OK);
+      for (uint32_t i = 1; rc == SQLITE_OK; i++) {
+        uint32_t last = append.header.max_frame;
+        stamp(page, page_size, i, 5);
+        rc = vfs_wal_add(wal, &append, i, page, 0);
+        assert_int_equal(append.header.max_frame, last + (rc == SQLITE_OK));
+      }
+      assert_int_equal(rc, SQLITE_FULL);
+      vfs_wal_cancel(wal);
+      assert_sees(pair.replica, &pair.image, page_size);
+      replicate(&pair);
+      assert_sees(pair.replica, &pair.image, page_size);
+      assert_recovers(&pair);
+    }
+    vfs_wal_close(wal);
+    close_pair(&pair);
+  }
+}
+
+static void a_wal_index_that_cannot_be_mapped_is_an_error_and_not_an_old_page(void **state) {
+  (void)state;
+  struct pair pair;
+  struct vfs_wal *wal;
+  uint8_t page[512];
+  random_state = 22;
+  open_pair(&pair, 512);
+  while (max_frame(&pair) < 4200) replicate(&pair);
+  uint32_t frame = max_frame(&pair);
+  struct failing_file file = {.base.pMethods = &failing_methods, .real = pair.database};
+  assert_int_equal(vfs_wal_open(&file.base, pair.wal_file, 512, &wal), SQLITE_IOERR_SHMMAP);
+  assert_null(wal);
+  file.maps_left = 1;
+  assert_int_equal(vfs_wal_open(&file.base, pair.wal_file, 512, &wal), SQLITE_OK);
+  assert_int_equal(vfs_wal_read_page(wal, 1, frame, page), SQLITE_IOERR_SHMMAP);
+  assert_int_equal(vfs_wal_find(wal, 1, frame), VFS_WAL_FRAME_UNKNOWN);
+  assert_int_equal(vfs_wal_read_frame(wal, VFS_WAL_FRAME_UNKNOWN, page), SQLITE_IOERR_SHMMAP);
+  assert_int_equal(vfs_wal_reserve(wal, 1), SQLITE_IOERR_SHMMAP);
+  file.maps_left = 10;
+  assert_int_equal(vfs_wal_reserve(wal, 1), SQLITE_OK);
+  assert_int_equal(vfs_wal_read_page(wal, 1, frame, page), SQLITE_OK);
+  assert_memory_equal(page, pair.image.bytes, 512);
+  vfs_wal_close(wal);
+  close_pair(&pair);
+}
+
 /* ---- Checksums in the other byte order ---- */
 
 static uint32_t big_endian(const uint8_t *from) {
@@ -974,6 +1073,8 @@ int main(void) {
       TEST(a_wal_index_that_nobody_wrote_has_no_header),
       TEST(another_page_size_is_refused),
       TEST(the_nonce_stays_while_sqlite_works),
+      TEST(an_append_that_fails_changes_nothing),
+      TEST(a_wal_index_that_cannot_be_mapped_is_an_error_and_not_an_old_page),
       TEST(a_wal_with_big_endian_checksums_goes_on_so),
       TEST(threads_look_up_while_one_appends),
   };

@@ -276,6 +276,18 @@ static int find_configuration(struct node *node, struct raft_start *start, struc
   return SQLITE_OK;
 }
 
+/*
+** The node that formed the cluster may have been killed before it wrote term 1. Nobody can have voted in it, so it
+** counts as written.
+*/
+static int complete_first_term(struct node *node, const struct raft_start *start, char *text) {
+  if (start->last_index == 0 || node->formation == NODE_FRESH || node->hard_state.term != 0) return SQLITE_OK;
+  node->hard_state.term = 1;
+  int error = raft_hard_state_write(node->hard_state_file, &node->hard_state);
+  if (error) return fail(SQLITE_CANTOPEN, text, "%s/vote cannot be written: %s", node->folder, strerror(-error));
+  return SQLITE_OK;
+}
+
 /* What was found must fit together. */
 static int check_found(struct node *node, const struct raft_start *start, const struct vfs_found *found, char *text) {
   uint64_t marked = found->begun > found->checkpointed ? found->begun : found->checkpointed;
@@ -464,6 +476,7 @@ static int start_threads(struct node *node, char *text) {
 static void unfreeze(struct node *node) {
   pthread_mutex_lock(&node->mutex);
   node->frozen = false;
+  node_dial_members(node);
   raft_tick(node->raft, os_now(node->os));
   node_drain(node, NULL, 0);
   pthread_mutex_unlock(&node->mutex);
@@ -518,6 +531,7 @@ static int start_node(struct node *node, const struct options *given, struct raf
   if (code == SQLITE_OK) code = identify(node, given, text);
   if (code == SQLITE_OK && node->is_restart) code = open_log(node, start, configuration, text);
   if (code == SQLITE_OK) code = settle_options(node, &kept, given, !start->configuration, text);
+  if (code == SQLITE_OK) code = complete_first_term(node, start, text);
   if (code == SQLITE_OK) code = check_found(node, start, &found, text);
   if (code != SQLITE_OK) return code;
   state_facts(node, &found);
@@ -529,10 +543,7 @@ static int start_node(struct node *node, const struct options *given, struct raf
     code = node_kept_write(node, node->formation == NODE_BOOTSTRAPPING ? NODE_FRESH : node->formation, text);
   if (code == SQLITE_OK) code = begin(node, start, &found, text);
   if (code == SQLITE_OK) code = start_threads(node, text);
-  if (code == SQLITE_OK) {
-    node_dial_members(node);
-    unfreeze(node);
-  }
+  if (code == SQLITE_OK) unfreeze(node);
   return code;
 }
 
@@ -541,10 +552,12 @@ static int start_node(struct node *node, const struct options *given, struct raf
 /* All but the database, which connections may still use, and what status is read from. */
 static void shut_down(struct node *node) {
   pthread_mutex_lock(&node->mutex);
+  struct raft_transport_node *link = node->link;
   node->stopping = true;
+  node->link = NULL;
   node_wake_all(node);
   pthread_mutex_unlock(&node->mutex);
-  if (node->link) raft_transport_detach(node->link);
+  if (link) raft_transport_detach(link); /* no callback runs any more */
   if (node->checkpoint_thread) os_thread_join(node->checkpoint_thread);
   if (node->apply_thread) os_thread_join(node->apply_thread);
   if (node->log_thread) os_thread_join(node->log_thread);
@@ -553,7 +566,6 @@ static void shut_down(struct node *node) {
   struct raft_store *store = node->store;
   struct raft_transport *transport = node->transport;
   node->store = NULL;
-  node->link = NULL;
   node->transport = NULL;
   node->checkpoint_thread = node->apply_thread = node->log_thread = NULL;
   pthread_mutex_unlock(&node->mutex);

@@ -194,8 +194,8 @@ static void begin_epoch(struct node *node) {
 
 /* mutex held. */
 static bool has_work(const struct node *node) {
-  return (node->compensation_owed && !node->quarantine[0]) || node->form_wanted || node->peers_changed ||
-         may_begin_epoch(node) || has_to_apply(node);
+  return (node->compensation_owed && !node->quarantine[0]) || node->form_wanted || may_begin_epoch(node) ||
+         has_to_apply(node);
 }
 
 void node_wake_apply(struct node *node) {
@@ -210,10 +210,6 @@ static void apply_step(struct node *node, struct raft_entry *entries, uint64_t *
     node->form_wanted = false;
     pthread_mutex_unlock(&node->mutex);
     node_form(node);
-    pthread_mutex_lock(&node->mutex);
-  } else if (node->peers_changed) {
-    pthread_mutex_unlock(&node->mutex);
-    node_dial_members(node);
     pthread_mutex_lock(&node->mutex);
   } else if (may_begin_epoch(node)) {
     begin_epoch(node);

@@ -9,7 +9,7 @@
 **   lock, database   of vfs/
 **
 ** The node that forms a cluster writes, each durable before the next: formation=bootstrapping; the entries 1 … n (the
-** configuration, then the content of an existing database); term 1; the mark that the database file is the state at n
+** configuration, then the content of an existing database); the mark that the database file is the state at n
 ** (or page 1 of a new one); formation=formed. Nothing leaves the node before the last. A start that finds
 ** `bootstrapping` without a mark throws the log away and begins again; with one, everything before it is complete.
 */
@@ -152,16 +152,6 @@ static int append_configuration(struct bootstrap *bootstrap, const struct raft_c
   return error;
 }
 
-/* Term 1, unless this node has promised a higher one already. */
-static int write_first_term(struct node *node, char *text) {
-  struct raft_hard_state *state = &node->hard_state;
-  if (state->term >= 1) return VFS_OK;
-  state->term = 1;
-  int error = raft_hard_state_write(node->hard_state_file, state);
-  if (error) node_say(text, "%s/vote cannot be written: %s", node->folder, strerror(-error));
-  return error == 0 ? VFS_OK : error == -ENOSPC ? VFS_NO_SPACE : VFS_IO;
-}
-
 /* What is waiting in the file becomes entries. */
 static int bootstrap_entries(struct bootstrap *bootstrap, const struct raft_configuration *configuration,
                              bool has_content) {
@@ -192,7 +182,6 @@ int node_bootstrap(struct node *node, const struct raft_configuration *configura
   int code = node_kept_write(node, NODE_BOOTSTRAPPING, text);
   if (code != SQLITE_OK) return code;
   int error = bootstrap_entries(&bootstrap, &complete, has_content);
-  if (!error) error = write_first_term(node, text);
   if (!error && has_content) error = vfs_database_mark(node->database, bootstrap.last, text);
   if (!error && !has_content)
     error = vfs_database_create(node->database, complete.settings.page_size, complete.settings.auto_vacuum, text);

@@ -107,7 +107,7 @@ struct node {
   struct raft_hard_state_file *hard_state_file;
   struct slot_file *kept_file;
   struct raft_transport *transport;
-  struct raft_transport_node *link; /* under mutex when callbacks may run already */
+  struct raft_transport_node *link; /* mutex; NULL once the node stops */
   struct os_thread *log_thread, *apply_thread, *checkpoint_thread;
 
   /* What this node says of itself. */
@@ -177,7 +177,7 @@ struct node {
   uint64_t commit_index, applied_index;
   bool has_pages; /* the database has its page 1 */
   bool apply_idle;
-  bool form_wanted, peers_changed;
+  bool form_wanted;
   bool checkpoint_wanted;
 };
 
@@ -226,7 +226,7 @@ void node_drain(struct node *node, const struct raft_entry *entries, size_t n_en
 int node_raft_open(struct node *node, const struct raft_start *start, char *text);
 /* mutex held. After raft_open or a bootstrap: copies the configuration in force. */
 void node_configuration_changed(struct node *node);
-/* No lock held. Dials the members. */
+/* mutex held. Dials the members, or the peers it waits for. */
 void node_dial_members(struct node *node);
 /* mutex held. Sends the APPEND with the entries in `scratch`, or leaves it to the log thread. */
 void node_send(struct node *node, const struct raft_message *message);

@@ -181,7 +181,7 @@ static void read_for_follower(struct node *node, struct raft_entry *entries) {
   int64_t n = raft_store_read(node->store, message.index + 1, message.n_entries, SIZE_MAX, entries);
   pthread_mutex_lock(&node->mutex);
   /* A leader never shortens its log in its term: what was read is what the core meant. */
-  bool is_current = node->role == RAFT_LEADER && node->term == message.term && !node->stopping;
+  bool is_current = node->role == RAFT_LEADER && node->term == message.term && node->link;
   if (n > 0 && is_current) {
     message.n_entries = (uint32_t)n;
     raft_transport_send(node->link, &message, entries);

@@ -27,6 +27,7 @@ static void send_entries(struct node *node, const struct raft_message *message) 
 }
 
 void node_send(struct node *node, const struct raft_message *message) {
+  if (!node->link) return; /* the node stops: it only writes what is left */
   if (message->type == RAFT_APPEND && message->n_entries > 0)
     send_entries(node, message);
   else
@@ -114,14 +115,14 @@ void node_configuration_changed(struct node *node) {
   raft_forming_close(node->forming);
   node->forming = NULL;
   node->forming_text[0] = 0;
-  node->peers_changed = true;
-  pthread_cond_signal(&node->apply_condition);
+  node_dial_members(node);
 }
 
 /* ---- The loop ---- */
 
 static void arm(struct node *node) {
   uint64_t next = raft_next_tick(node->raft);
+  if (!node->link) return;
   if (node->armed != 0 && node->armed <= next) return;
   node->armed = next;
   raft_transport_wake_at(node->link, next);
@@ -269,8 +270,7 @@ static bool meet_member(struct node *node, const struct raft_hello *hello, char 
   const char *known = node->learned[place][0] ? node->learned[place] : member->address;
   if (hello->address[0] && strcmp(known, hello->address) != 0) {
     memcpy(node->learned[place], hello->address, RAFT_ADDRESS_MAX);
-    node->peers_changed = true;
-    pthread_cond_signal(&node->apply_condition);
+    node_dial_members(node);
   }
   return true;
 }
@@ -414,26 +414,16 @@ const struct raft_transport_methods node_transport_methods = {
 
 /* ---- Dialling ---- */
 
-static void dial_all(struct node *node, const struct raft_peer *peers, size_t n) {
-  for (size_t i = 0; i < n; i++)
-    if (peers[i].id != node->id && peers[i].address[0])
-      raft_transport_set_peer(node->link, peers[i].id, peers[i].address);
+static void dial(struct node *node, uint64_t id, const char *address) {
+  if (id != node->id && address[0]) raft_transport_set_peer(node->link, id, address);
 }
 
 void node_dial_members(struct node *node) {
-  struct raft_peer peers[RAFT_MEMBERS_MAX];
-  size_t n = 0;
-  pthread_mutex_lock(&node->mutex);
-  node->peers_changed = false;
-  for (; n < node->configuration.n_members; n++) {
-    const struct raft_member *member = &node->configuration.members[n];
-    peers[n].id = member->id;
-    memcpy(peers[n].address, node->learned[n][0] ? node->learned[n] : member->address, RAFT_ADDRESS_MAX);
-  }
-  if (n == 0) {
-    memcpy(peers, node->options.peers, sizeof peers);
-    n = node->options.n_peers;
-  }
-  pthread_mutex_unlock(&node->mutex);
-  dial_all(node, peers, n);
+  const struct raft_configuration *configuration = &node->configuration;
+  if (!node->link) return;
+  for (uint32_t i = 0; i < configuration->n_members; i++)
+    dial(node, configuration->members[i].id,
+         node->learned[i][0] ? node->learned[i] : configuration->members[i].address);
+  for (size_t i = 0; configuration->n_members == 0 && i < node->options.n_peers; i++)
+    dial(node, node->options.peers[i].id, node->options.peers[i].address);
 }

@@ -1,0 +1,668 @@
+/* A node from open to stop: alone, with an existing database, after crashes at its beginning, and three of them. */
+#include <errno.h>
+#include <inttypes.h>
+#include <netinet/in.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "ext/balsa.h"
+#include "ext/slot_file.h"
+#include "raft/io/hard_state.h"
+#include "vfs/vfs.h"
+
+#define TIMEOUT_MS 20000 /* far longer than anything here takes */
+
+static char folder[128];
+
+static int make_folder(void **state) {
+  (void)state;
+  snprintf(folder, sizeof folder, "%s/balsa-node-XXXXXX", getenv("TMPDIR") ? getenv("TMPDIR") : "/tmp");
+  return mkdtemp(folder) ? 0 : -1;
+}
+
+static int remove_folder(void **state) {
+  char command[256];
+  (void)state;
+  snprintf(command, sizeof command, "rm -rf '%s'", folder);
+  return system(command);
+}
+
+static const char *path_of(const char *name) {
+  static char path[2][256];
+  static int next;
+  char *at = path[next++ % 2];
+  snprintf(at, sizeof path[0], "%s/%s", folder, name);
+  return at;
+}
+
+/* ---- SQL ---- */
+
+static int open_code(const char *name, const char *options, sqlite3 **db) {
+  char uri[2048];
+  snprintf(uri, sizeof uri, "file:%s/%s?vfs=balsa%s", folder, name, options);
+  return sqlite3_open_v2(uri, db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_URI, NULL);
+}
+
+static sqlite3 *open_node(const char *name, const char *options) {
+  sqlite3 *db = NULL;
+  int code = open_code(name, options, &db);
+  if (code != SQLITE_OK) fail_msg("%s%s: %d %s", name, options, code, vfs_open_error());
+  return db;
+}
+
+static void assert_refused(const char *name, const char *options, const char *words) {
+  sqlite3 *db = NULL;
+  int code = open_code(name, options, &db);
+  sqlite3_close(db);
+  if (code == SQLITE_OK) fail_msg("%s%s was opened", name, options);
+  if (!strstr(vfs_open_error(), words)) fail_msg("%s%s: \"%s\" lacks \"%s\"", name, options, vfs_open_error(), words);
+}
+
+static int run_code(sqlite3 *db, const char *sql) {
+  sqlite3_exec(db, sql, NULL, NULL, NULL);
+  return sqlite3_extended_errcode(db);
+}
+
+static void run(sqlite3 *db, const char *sql) {
+  if (run_code(db, sql) != SQLITE_OK) fail_msg("%s: %d %s", sql, sqlite3_extended_errcode(db), sqlite3_errmsg(db));
+}
+
+static int take_text(void *out, int n, char **values, char **names) {
+  (void)n, (void)names;
+  snprintf(out, 1024, "%s", values[0] ? values[0] : "NULL");
+  return 0;
+}
+
+/* The first column of the last row, or "". */
+static const char *ask(sqlite3 *db, const char *sql) {
+  static char text[4][1024];
+  static int next;
+  char *at = text[next++ % 4];
+  at[0] = 0;
+  if (sqlite3_exec(db, sql, take_text, at, NULL) != SQLITE_OK)
+    fail_msg("%s: %d %s", sql, sqlite3_extended_errcode(db), sqlite3_errmsg(db));
+  return at;
+}
+
+static void assert_fails(sqlite3 *db, const char *sql, const char *words) {
+  if (run_code(db, sql) == SQLITE_OK) fail_msg("%s: succeeded", sql);
+  if (!strstr(sqlite3_errmsg(db), words)) fail_msg("%s: \"%s\" lacks \"%s\"", sql, sqlite3_errmsg(db), words);
+}
+
+/* Stops the node and closes its last connection. */
+static void stop(sqlite3 *db) {
+  assert_int_equal(balsa_stop(db, NULL), SQLITE_OK);
+  assert_int_equal(sqlite3_close(db), SQLITE_OK);
+}
+
+static sqlite3 *open_plain(const char *name) {
+  sqlite3 *db = NULL;
+  assert_int_equal(sqlite3_open(path_of(name), &db), SQLITE_OK);
+  return db;
+}
+
+/* ---- Alone ---- */
+
+static void a_new_database_is_writable_at_once_and_keeps_its_rows(void **state) {
+  (void)state;
+  sqlite3 *db = open_node("app.db", "");
+  run(db, "CREATE TABLE t(a); INSERT INTO t VALUES(1),(2)");
+  assert_string_equal(ask(db, "SELECT role FROM balsa_status"), "leader");
+  assert_string_equal(ask(db, "SELECT state FROM balsa_status"), "ready");
+  assert_string_equal(ask(db, "SELECT tolerates FROM balsa_status"), "0");
+  char cluster[64], checksum[32];
+  snprintf(cluster, sizeof cluster, "%s", ask(db, "SELECT cluster FROM balsa_status"));
+  snprintf(checksum, sizeof checksum, "%s", ask(db, "SELECT checksum FROM balsa_status"));
+  assert_int_equal(strlen(cluster), 32);
+  stop(db);
+
+  db = open_node("app.db", "");
+  run(db, "INSERT INTO t SELECT 3 WHERE false"); /* waits until it leads again */
+  assert_string_equal(ask(db, "SELECT group_concat(a) FROM t"), "1,2");
+  assert_string_equal(ask(db, "SELECT cluster FROM balsa_status"), cluster);
+  assert_string_equal(ask(db, "SELECT checksum FROM balsa_status"), checksum);
+  run(db, "INSERT INTO t VALUES(3)");
+  assert_string_equal(ask(db, "PRAGMA integrity_check"), "ok");
+  stop(db);
+
+  db = open_plain("app.db");
+  assert_string_equal(ask(db, "SELECT group_concat(a) FROM t"), "1,2,3");
+  sqlite3_close(db);
+}
+
+static void the_node_outlives_its_last_connection(void **state) {
+  (void)state;
+  sqlite3 *db = open_node("app.db", "");
+  run(db, "CREATE TABLE t(a)");
+  char term[32];
+  snprintf(term, sizeof term, "%s", ask(db, "SELECT term FROM balsa_status"));
+  sqlite3_close(db);
+  db = open_node("app.db", "");
+  assert_string_equal(ask(db, "SELECT term FROM balsa_status"), term);
+  stop(db);
+}
+
+static void an_existing_database_becomes_the_first_state(void **state) {
+  static const char *const content =
+      "SELECT count(*) || ' ' || sum(a) || ' ' || (SELECT hex(substr(b, 1, 8)) FROM t WHERE a = 4999) FROM t";
+  static const char *const modes[] = {"delete", "truncate", "persist", "wal"};
+  (void)state;
+  for (size_t i = 0; i < sizeof modes / sizeof *modes; i++) {
+    char name[32], sql[512];
+    snprintf(name, sizeof name, "%s.db", modes[i]);
+    sqlite3 *db = open_plain(name);
+    snprintf(sql, sizeof sql,
+             "PRAGMA page_size=1024; PRAGMA journal_mode=%s; CREATE TABLE t(a, b);"
+             "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i+1 FROM n WHERE i<5000) INSERT INTO t SELECT i, "
+             "randomblob(400) FROM n",
+             modes[i]);
+    run(db, sql);
+    char sum[64];
+    snprintf(sum, sizeof sum, "%s", ask(db, content));
+    sqlite3_close(db);
+    for (int round = 0; round < 2; round++) {
+      db = open_node(name, "");
+      assert_string_equal(ask(db, content), sum);
+      assert_string_equal(ask(db, "PRAGMA page_size"), "1024");
+      assert_string_equal(ask(db, "PRAGMA integrity_check"), "ok");
+      run(db, "DELETE FROM t WHERE a = -1; UPDATE t SET b = b WHERE a = 1");
+      stop(db);
+    }
+  }
+}
+
+static void page_size_and_auto_vacuum_are_those_of_the_options(void **state) {
+  (void)state;
+  sqlite3 *db = open_node("app.db", "&page_size=65536&auto_vacuum=incremental");
+  run(db, "CREATE TABLE t(a)");
+  assert_string_equal(ask(db, "PRAGMA page_size"), "65536");
+  assert_string_equal(ask(db, "PRAGMA auto_vacuum"), "2");
+  stop(db);
+}
+
+static void two_names_of_one_file_are_one_node(void **state) {
+  (void)state;
+  assert_int_equal(symlink("app.db", path_of("other.db")), 0);
+  assert_int_equal(mkdir(path_of("sub"), 0755), 0);
+  sqlite3 *db = open_node("app.db", "");
+  sqlite3 *linked = open_node("other.db", "");
+  sqlite3 *dotted = open_node("sub/../app.db", "");
+  run(db, "CREATE TABLE t(a); INSERT INTO t VALUES(1)");
+  run(linked, "INSERT INTO t VALUES(2)");
+  assert_string_equal(ask(dotted, "SELECT count(*) FROM t"), "2");
+  char node[32];
+  snprintf(node, sizeof node, "%s", ask(db, "SELECT node FROM balsa_status"));
+  assert_string_equal(ask(linked, "SELECT node FROM balsa_status"), node);
+  assert_int_equal(access(path_of("other.db-balsa"), F_OK), -1);
+  sqlite3_close(linked);
+  sqlite3_close(dotted);
+  stop(db);
+}
+
+static void a_stopped_node_answers_no_more_and_opens_again_once_all_are_closed(void **state) {
+  (void)state;
+  sqlite3 *db = open_node("app.db", "");
+  sqlite3 *second = open_node("app.db", "");
+  run(db, "CREATE TABLE t(a)");
+  assert_string_equal(ask(second, "SELECT count(*) FROM t"), "0");
+  assert_string_equal(ask(db, "SELECT balsa_stop()"), "1");
+  assert_int_not_equal(run_code(second, "INSERT INTO t VALUES(1)"), SQLITE_OK);
+  assert_int_not_equal(run_code(db, "SELECT * FROM t"), SQLITE_OK);
+  assert_refused("app.db", "", "close them first");
+  sqlite3_close(db);
+  assert_refused("app.db", "", "close them first");
+  sqlite3_close(second);
+  db = open_node("app.db", "");
+  assert_string_equal(ask(db, "SELECT count(*) FROM t"), "0");
+  stop(db);
+}
+
+static void a_refused_option_makes_no_file(void **state) {
+  (void)state;
+  assert_refused("app.db", "&node=none", "node");
+  assert_refused("app.db", "&listen=0.0.0.0:1&insecure=1", "advertise");
+  assert_refused("app.db", "&colour=blue", "colour");
+  assert_int_equal(access(path_of("app.db"), F_OK), -1);
+  assert_int_equal(access(path_of("app.db-balsa"), F_OK), -1);
+}
+
+static void a_node_keeps_its_number(void **state) {
+  (void)state;
+  sqlite3 *db = open_node("app.db", "&node=7");
+  assert_string_equal(ask(db, "SELECT node FROM balsa_status"), "7");
+  assert_refused("app.db", "&node=8", "node 7");
+  stop(db);
+  assert_refused("app.db", "&node=8", "node 7");
+  db = open_node("app.db", "");
+  assert_string_equal(ask(db, "SELECT node FROM balsa_status"), "7");
+  stop(db);
+}
+
+static void a_file_that_may_not_be_created_is_not(void **state) {
+  sqlite3 *db = NULL;
+  char uri[300];
+  (void)state;
+  snprintf(uri, sizeof uri, "file:%s/none.db?vfs=balsa&mode=rw", folder);
+  assert_int_equal(sqlite3_open_v2(uri, &db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_URI, NULL), SQLITE_CANTOPEN);
+  sqlite3_close(db);
+  assert_int_equal(access(path_of("none.db-balsa"), F_OK), -1);
+}
+
+static void a_lost_vote_or_log_is_refused_by_name(void **state) {
+  char command[512];
+  (void)state;
+  sqlite3 *db = open_node("app.db", "");
+  run(db, "CREATE TABLE t(a)");
+  stop(db);
+  assert_int_equal(rename(path_of("app.db-balsa/vote"), path_of("vote")), 0);
+  assert_refused("app.db", "", "vote is missing");
+  assert_int_equal(rename(path_of("vote"), path_of("app.db-balsa/vote")), 0);
+  snprintf(command, sizeof command, "rm -r '%s/app.db-balsa/log'", folder);
+  assert_int_equal(system(command), 0);
+  assert_refused("app.db", "", "log");
+}
+
+/* ---- The beginning, interrupted ---- */
+
+static void write_formation(const char *formation) {
+  char payload[SLOT_FILE_PAYLOAD_MAX], changed[SLOT_FILE_PAYLOAD_MAX + 32];
+  struct slot_file *file = NULL;
+  size_t size = 0;
+  assert_int_equal(
+      slot_file_open(os_real(), path_of("app.db-balsa/options"), "OPTS", 1, payload, sizeof payload - 1, &size, &file),
+      0);
+  payload[size] = 0;
+  char *rest = strchr(payload, '\n');
+  assert_non_null(rest);
+  snprintf(changed, sizeof changed, "formation=%s%s", formation, rest);
+  assert_int_equal(slot_file_write(file, changed, strlen(changed)), 0);
+  slot_file_close(file);
+}
+
+/* Term 0 and no vote, as before the first election. */
+static void forget_term(void) {
+  struct raft_hard_state state;
+  struct raft_hard_state_file *file = NULL;
+  assert_int_equal(raft_hard_state_open(os_real(), path_of("app.db-balsa/vote"), &state, &file), 0);
+  raft_hard_state_close(file);
+  assert_int_equal(unlink(path_of("app.db-balsa/vote")), 0);
+  struct raft_hard_state fresh;
+  assert_int_equal(raft_hard_state_open(os_real(), path_of("app.db-balsa/vote"), &fresh, &file), 0);
+  state.term = state.voted_for = 0;
+  assert_int_equal(raft_hard_state_write(file, &state), 0);
+  raft_hard_state_close(file);
+}
+
+static void a_cluster_that_was_not_begun_to_the_end_begins_again(void **state) {
+  (void)state;
+  sqlite3 *db = open_plain("app.db");
+  run(db, "CREATE TABLE t(a); INSERT INTO t VALUES(1),(2),(3)");
+  sqlite3_close(db);
+  db = open_node("app.db", "&node=5");
+  char cluster[64];
+  snprintf(cluster, sizeof cluster, "%s", ask(db, "SELECT cluster FROM balsa_status"));
+  stop(db);
+  /* As a crash leaves it that came before the database was marked: entries are there, nobody has seen them. */
+  write_formation("bootstrapping");
+  forget_term();
+  assert_int_equal(unlink(path_of("app.db-balsa/database")), 0);
+  db = open_node("app.db", "");
+  run(db, "INSERT INTO t VALUES(4)");
+  assert_string_equal(ask(db, "SELECT group_concat(a) FROM t"), "1,2,3,4");
+  assert_string_equal(ask(db, "SELECT node FROM balsa_status"), "5");
+  assert_string_not_equal(ask(db, "SELECT cluster FROM balsa_status"), cluster);
+  stop(db);
+}
+
+static void a_cluster_whose_database_was_marked_is_begun(void **state) {
+  (void)state;
+  sqlite3 *db = open_node("app.db", "");
+  run(db, "CREATE TABLE t(a); INSERT INTO t VALUES(1)");
+  char cluster[64];
+  snprintf(cluster, sizeof cluster, "%s", ask(db, "SELECT cluster FROM balsa_status"));
+  stop(db);
+  write_formation("bootstrapping");
+  db = open_node("app.db", "");
+  run(db, "INSERT INTO t VALUES(2)");
+  assert_string_equal(ask(db, "SELECT group_concat(a) FROM t"), "1,2");
+  assert_string_equal(ask(db, "SELECT cluster FROM balsa_status"), cluster);
+  stop(db);
+}
+
+/* ---- What SQL sees ---- */
+
+static void a_token_tells_the_fate_of_a_commit(void **state) {
+  (void)state;
+  sqlite3 *db = open_node("app.db", "");
+  assert_string_equal(ask(db, "SELECT balsa_last_commit()"), "NULL");
+  run(db, "CREATE TABLE t(a)");
+  assert_string_equal(ask(db, "SELECT balsa_outcome(balsa_last_commit())"), "committed");
+  assert_string_equal(ask(db, "SELECT balsa_outcome(NULL)"), "NULL");
+  char sql[128];
+  snprintf(sql, sizeof sql, "SELECT balsa_outcome('9.99999.%s')", ask(db, "SELECT cluster FROM balsa_status"));
+  assert_string_equal(ask(db, sql), "pending");
+  assert_fails(db, "SELECT balsa_outcome('1.2.00000000000000000000000000000000')", "another cluster");
+  assert_fails(db, "SELECT balsa_outcome('nonsense')", "no token");
+  assert_fails(db, "SELECT balsa_outcome(balsa_last_commit() || 'x')", "no token");
+  stop(db);
+}
+
+static void waiting_for_an_index_ends_with_it_or_with_the_limit(void **state) {
+  (void)state;
+  sqlite3 *db = open_node("app.db", "");
+  run(db, "CREATE TABLE t(a)");
+  run(db, "SELECT balsa_wait((SELECT commit_index FROM balsa_status))");
+  assert_fails(db, "SELECT balsa_wait(1000000, 1)", "entry 1000000 is not applied here");
+  assert_int_equal(sqlite3_errcode(db), SQLITE_BUSY);
+  assert_fails(db, "SELECT balsa_wait('x')", "index");
+  assert_fails(db, "SELECT balsa_wait(1, -1)", "ms");
+  run(db, "BEGIN IMMEDIATE");
+  assert_fails(db, "SELECT balsa_wait(1)", "write transaction");
+  assert_fails(db, "SELECT balsa_stop()", "write transaction");
+  assert_int_equal(balsa_stop(db, NULL), SQLITE_MISUSE);
+  run(db, "ROLLBACK");
+  stop(db);
+}
+
+static void a_connection_without_a_replicated_database_is_told_so(void **state) {
+  sqlite3 *db = NULL;
+  (void)state;
+  assert_int_equal(sqlite3_open(":memory:", &db), SQLITE_OK);
+  assert_fails(db, "SELECT * FROM balsa_status", "no replicated database on this connection");
+  assert_fails(db, "SELECT * FROM balsa_members", "no replicated database on this connection");
+  assert_fails(db, "SELECT balsa_wait(1)", "no replicated database on this connection");
+  assert_fails(db, "SELECT balsa_last_commit()", "no replicated database on this connection");
+  assert_fails(db, "SELECT balsa_stop()", "no replicated database on this connection");
+  assert_int_equal(balsa_stop(db, NULL), SQLITE_ERROR);
+  sqlite3_close(db);
+}
+
+static void an_attached_database_is_asked_for_by_its_schema(void **state) {
+  char sql[400];
+  (void)state;
+  sqlite3 *db = open_node("one.db", "&node=1");
+  snprintf(sql, sizeof sql, "ATTACH 'file:%s/two.db?vfs=balsa&node=2' AS two", folder);
+  run(db, sql);
+  assert_string_equal(ask(db, "SELECT node FROM balsa_status"), "1");
+  assert_string_equal(ask(db, "SELECT node FROM balsa_status('two')"), "2");
+  assert_string_equal(ask(db, "SELECT node FROM balsa_members('two')"), "2");
+  assert_fails(db, "SELECT node FROM balsa_status('three')", "three");
+  assert_string_equal(ask(db, "SELECT balsa_stop('two')"), "1");
+  run(db, "CREATE TABLE main.t(a)");
+  stop(db);
+}
+
+static void a_forked_child_is_refused(void **state) {
+  (void)state;
+  sqlite3 *db = open_node("app.db", "");
+  run(db, "CREATE TABLE t(a)");
+  pid_t child = fork();
+  assert_true(child >= 0);
+  if (child == 0) {
+    sqlite3 *own = NULL;
+    bool refused = open_code("app.db", "", &own) == SQLITE_CANTOPEN && strstr(vfs_open_error(), "fork") &&
+                   run_code(db, "INSERT INTO t VALUES(1)") != SQLITE_OK &&
+                   run_code(db, "SELECT * FROM balsa_status") != SQLITE_OK &&
+                   run_code(db, "SELECT balsa_stop()") != SQLITE_OK;
+    _exit(refused ? 0 : 1);
+  }
+  int status = 0;
+  assert_int_equal(waitpid(child, &status, 0), child);
+  assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+  run(db, "INSERT INTO t VALUES(2)");
+  assert_string_equal(ask(db, "SELECT group_concat(a) FROM t"), "2");
+  stop(db);
+}
+
+/* ---- Three ---- */
+
+static void free_ports(int *ports, int n) {
+  int sockets[8];
+  for (int i = 0; i < n; i++) {
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t size = sizeof address;
+    sockets[i] = socket(AF_INET, SOCK_STREAM, 0);
+    assert_int_equal(bind(sockets[i], (struct sockaddr *)&address, sizeof address), 0);
+    assert_int_equal(getsockname(sockets[i], (struct sockaddr *)&address, &size), 0);
+    ports[i] = ntohs(address.sin_port);
+  }
+  for (int i = 0; i < n; i++) close(sockets[i]);
+}
+
+struct cluster {
+  int ports[3];
+  sqlite3 *db[3];
+};
+
+static void open_member(struct cluster *cluster, int i) {
+  char name[32], options[512];
+  snprintf(name, sizeof name, "node%d.db", i + 1);
+  snprintf(options, sizeof options,
+           "&node=%d&heartbeat=20&election=300&commit_timeout=%d&peers=1@127.0.0.1:%d,2@127.0.0.1:%d,3@127.0.0.1:%d",
+           i + 1, TIMEOUT_MS, cluster->ports[0], cluster->ports[1], cluster->ports[2]);
+  cluster->db[i] = open_node(name, options);
+}
+
+static void open_cluster(struct cluster *cluster) {
+  free_ports(cluster->ports, 3);
+  for (int i = 0; i < 3; i++) open_member(cluster, i);
+}
+
+/* Runs a statement on whichever of the nodes leads; returns which. */
+static int run_on_leader(struct cluster *cluster, const char *sql) {
+  for (int i = 0;; i = (i + 1) % 3) {
+    if (!cluster->db[i]) continue;
+    int code = run_code(cluster->db[i], sql);
+    if (code == SQLITE_OK) return i;
+    if (code != SQLITE_READONLY && code != SQLITE_BUSY_SNAPSHOT && code != SQLITE_BUSY)
+      fail_msg("node %d: %s: %d %s (%s)", i + 1, sql, code, sqlite3_errmsg(cluster->db[i]),
+               ask(cluster->db[i], "SELECT state || ' ' || coalesce(balsa_error(), '') FROM balsa_status"));
+  }
+}
+
+/* All nodes have applied what the leader has committed, and are equal. */
+static void assert_equal_nodes(struct cluster *cluster, int leader) {
+  char sql[128], checksum[32];
+  snprintf(sql, sizeof sql, "SELECT balsa_wait(%s, %d)",
+           ask(cluster->db[leader], "SELECT commit_index FROM balsa_status"), TIMEOUT_MS);
+  snprintf(checksum, sizeof checksum, "%s", ask(cluster->db[leader], "SELECT checksum FROM balsa_status"));
+  for (int i = 0; i < 3; i++) {
+    if (!cluster->db[i]) continue;
+    run(cluster->db[i], sql);
+    assert_string_equal(ask(cluster->db[i], "SELECT checksum FROM balsa_status"), checksum);
+  }
+}
+
+static void stop_cluster(struct cluster *cluster) {
+  for (int i = 0; i < 3; i++)
+    if (cluster->db[i]) stop(cluster->db[i]);
+}
+
+static void three_nodes_form_a_cluster_and_show_the_same(void **state) {
+  struct cluster cluster = {0};
+  (void)state;
+  open_cluster(&cluster);
+  int leader = run_on_leader(&cluster, "CREATE TABLE t(a)");
+  for (int i = 0; i < 20; i++) leader = run_on_leader(&cluster, "INSERT INTO t VALUES(1)");
+  assert_equal_nodes(&cluster, leader);
+  for (int i = 0; i < 3; i++) {
+    assert_string_equal(ask(cluster.db[i], "SELECT count(*) FROM t"), "20");
+    assert_string_equal(ask(cluster.db[i], "SELECT count(*) FROM balsa_members"), "3");
+    assert_string_equal(ask(cluster.db[i], "SELECT count(*) FROM balsa_members WHERE is_leader"), "1");
+  }
+  int follower = (leader + 1) % 3;
+  assert_int_equal(run_code(cluster.db[follower], "INSERT INTO t VALUES(2)"), SQLITE_READONLY);
+  assert_non_null(strstr(ask(cluster.db[follower], "SELECT balsa_error()"), "another node leads"));
+  char address[64];
+  snprintf(address, sizeof address, "127.0.0.1:%d", cluster.ports[leader]);
+  assert_string_equal(ask(cluster.db[follower], "SELECT leader_address FROM balsa_status"), address);
+  stop_cluster(&cluster);
+}
+
+static void an_existing_database_travels_to_the_others(void **state) {
+  struct cluster cluster = {0};
+  (void)state;
+  sqlite3 *plain = open_plain("node2.db");
+  run(plain, "PRAGMA page_size=512; CREATE TABLE t(a, b);"
+             "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i+1 FROM n WHERE i<8000) INSERT INTO t SELECT i, "
+             "randomblob(700) FROM n");
+  sqlite3_close(plain);
+  open_cluster(&cluster);
+  int leader = run_on_leader(&cluster, "INSERT INTO t VALUES(0, 'first')");
+  assert_equal_nodes(&cluster, leader);
+  for (int i = 0; i < 3; i++) {
+    assert_string_equal(ask(cluster.db[i], "SELECT count(*) FROM t"), "8001");
+    assert_string_equal(ask(cluster.db[i], "PRAGMA page_size"), "512");
+    assert_string_equal(ask(cluster.db[i], "PRAGMA integrity_check"), "ok");
+  }
+  stop_cluster(&cluster);
+}
+
+static void two_existing_databases_are_refused_naming_both_nodes(void **state) {
+  struct cluster cluster = {0};
+  (void)state;
+  for (int i = 1; i < 3; i++) {
+    char name[32];
+    snprintf(name, sizeof name, "node%d.db", i);
+    sqlite3 *plain = open_plain(name);
+    run(plain, "CREATE TABLE t(a)");
+    sqlite3_close(plain);
+  }
+  open_cluster(&cluster);
+  run(cluster.db[0], "PRAGMA balsa_timeout=10");
+  const char *status = "";
+  while (!strstr(status, "both hold a database")) {
+    assert_int_not_equal(run_code(cluster.db[0], "CREATE TABLE u(a)"), SQLITE_OK);
+    status = ask(cluster.db[0], "SELECT state FROM balsa_status");
+    assert_non_null(strstr(status, "forming"));
+  }
+  assert_non_null(strstr(status, "node 1"));
+  assert_non_null(strstr(status, "node 2"));
+  stop_cluster(&cluster);
+}
+
+static void a_node_that_was_away_catches_up(void **state) {
+  struct cluster cluster = {0};
+  (void)state;
+  open_cluster(&cluster);
+  int leader = run_on_leader(&cluster, "CREATE TABLE t(a, b)");
+  int away = (leader + 1) % 3;
+  assert_equal_nodes(&cluster, leader);
+  stop(cluster.db[away]);
+  cluster.db[away] = NULL;
+  for (int i = 0; i < 50; i++) leader = run_on_leader(&cluster, "INSERT INTO t VALUES(1, randomblob(2000))");
+  open_member(&cluster, away);
+  leader = run_on_leader(&cluster, "INSERT INTO t VALUES(2, 'back')");
+  assert_equal_nodes(&cluster, leader);
+  assert_string_equal(ask(cluster.db[away], "SELECT count(*) FROM t"), "51");
+  stop_cluster(&cluster);
+}
+
+static void the_others_go_on_without_the_leader(void **state) {
+  struct cluster cluster = {0};
+  (void)state;
+  open_cluster(&cluster);
+  run_on_leader(&cluster, "CREATE TABLE t(a)");
+  for (int round = 0; round < 3; round++) {
+    int leader = run_on_leader(&cluster, "INSERT INTO t VALUES(1)");
+    stop(cluster.db[leader]);
+    cluster.db[leader] = NULL;
+    run_on_leader(&cluster, "INSERT INTO t VALUES(2)");
+    open_member(&cluster, leader);
+  }
+  int leader = run_on_leader(&cluster, "INSERT INTO t VALUES(3)");
+  assert_equal_nodes(&cluster, leader);
+  assert_string_equal(ask(cluster.db[leader], "SELECT count(*) FROM t"), "7");
+  stop_cluster(&cluster);
+}
+
+static void all_nodes_stopped_and_started_have_the_same_state(void **state) {
+  struct cluster cluster = {0};
+  (void)state;
+  open_cluster(&cluster);
+  run_on_leader(&cluster, "CREATE TABLE t(a)");
+  run_on_leader(&cluster, "INSERT INTO t VALUES(1)");
+  stop_cluster(&cluster);
+  for (int i = 0; i < 3; i++) open_member(&cluster, i);
+  int leader = run_on_leader(&cluster, "INSERT INTO t VALUES(2)");
+  assert_equal_nodes(&cluster, leader);
+  assert_string_equal(ask(cluster.db[leader], "SELECT group_concat(a) FROM t"), "1,2");
+  stop_cluster(&cluster);
+}
+
+static void a_majority_is_needed_to_commit(void **state) {
+  struct cluster cluster = {0};
+  (void)state;
+  open_cluster(&cluster);
+  int leader = run_on_leader(&cluster, "CREATE TABLE t(a)");
+  assert_equal_nodes(&cluster, leader);
+  for (int i = 0; i < 3; i++) {
+    if (i == leader) continue;
+    stop(cluster.db[i]);
+    cluster.db[i] = NULL;
+  }
+  run(cluster.db[leader], "PRAGMA balsa_timeout=300");
+  assert_int_not_equal(run_code(cluster.db[leader], "INSERT INTO t VALUES(1)"), SQLITE_OK);
+  for (int i = 0; i < 3; i++)
+    if (!cluster.db[i]) open_member(&cluster, i);
+  run(cluster.db[leader], "PRAGMA balsa_timeout=20000");
+  leader = run_on_leader(&cluster, "INSERT INTO t VALUES(2)");
+  assert_equal_nodes(&cluster, leader);
+  stop_cluster(&cluster);
+}
+
+static void a_second_node_at_the_same_address_is_refused(void **state) {
+  char options[64];
+  int port;
+  (void)state;
+  free_ports(&port, 1);
+  snprintf(options, sizeof options, "&listen=127.0.0.1:%d", port);
+  sqlite3 *db = open_node("one.db", options);
+  char words[32];
+  snprintf(words, sizeof words, "127.0.0.1:%d", port);
+  assert_refused("two.db", options, words);
+  stop(db);
+}
+
+#define TEST(function) cmocka_unit_test_setup_teardown(function, make_folder, remove_folder)
+
+int main(void) {
+  const struct CMUnitTest tests[] = {
+      TEST(a_new_database_is_writable_at_once_and_keeps_its_rows),
+      TEST(the_node_outlives_its_last_connection),
+      TEST(an_existing_database_becomes_the_first_state),
+      TEST(page_size_and_auto_vacuum_are_those_of_the_options),
+      TEST(two_names_of_one_file_are_one_node),
+      TEST(a_stopped_node_answers_no_more_and_opens_again_once_all_are_closed),
+      TEST(a_refused_option_makes_no_file),
+      TEST(a_node_keeps_its_number),
+      TEST(a_file_that_may_not_be_created_is_not),
+      TEST(a_lost_vote_or_log_is_refused_by_name),
+      TEST(a_cluster_that_was_not_begun_to_the_end_begins_again),
+      TEST(a_cluster_whose_database_was_marked_is_begun),
+      TEST(a_token_tells_the_fate_of_a_commit),
+      TEST(waiting_for_an_index_ends_with_it_or_with_the_limit),
+      TEST(a_connection_without_a_replicated_database_is_told_so),
+      TEST(an_attached_database_is_asked_for_by_its_schema),
+      TEST(a_forked_child_is_refused),
+      TEST(a_second_node_at_the_same_address_is_refused),
+      TEST(three_nodes_form_a_cluster_and_show_the_same),
+      TEST(an_existing_database_travels_to_the_others),
+      TEST(two_existing_databases_are_refused_naming_both_nodes),
+      TEST(a_node_that_was_away_catches_up),
+      TEST(the_others_go_on_without_the_leader),
+      TEST(all_nodes_stopped_and_started_have_the_same_state),
+      TEST(a_majority_is_needed_to_commit),
+  };
+  if (balsa_init() != SQLITE_OK) return 1;
+  return cmocka_run_group_tests_name("node", tests, NULL, NULL);
+}

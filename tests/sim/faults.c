@@ -44,11 +44,10 @@ static void partition(struct sim *sim) {
     for (uint32_t j = 0; j < sim->n_nodes; j++) sim->network.cut[i][j] = (sides >> i & 1) != (sides >> j & 1);
 }
 
-static void one_way(struct sim *sim) {
-  const uint32_t from = (uint32_t)sim_random_below(&sim->random, sim->n_nodes);
+static void one_way(struct sim *sim, uint32_t from) {
   if (sim_random_chance(&sim->random, 300)) {
-    sim_network_isolate(sim, from, sim_random_chance(&sim->random, 500), false);
-    sim_network_isolate(sim, from, false, !sim->network.cut[(from + 1) % sim->n_nodes][from]);
+    const bool hears = sim_random_chance(&sim->random, 500);
+    sim_network_isolate(sim, from, !hears, hears);
   } else {
     sim->network.cut[from][sim_random_below(&sim->random, sim->n_nodes)] = true;
   }
@@ -89,40 +88,82 @@ static void wipe(struct sim *sim, struct sim_node *node, uint64_t down_ns) {
   sim_node_wipe(sim, node, down_ns);
 }
 
-static void crash_all(struct sim *sim) {
+/* What can happen at large, to the cluster or to a random node. */
+struct fault {
+  uint8_t weight;
+  void (*happen)(struct sim *sim, struct sim_node *node);
+};
+
+static void happen_partition(struct sim *sim, struct sim_node *node) {
+  (void)node;
+  partition(sim);
+}
+
+static void happen_one_way(struct sim *sim, struct sim_node *node) {
+  one_way(sim, node->slot);
+}
+
+static void happen_isolate_leader(struct sim *sim, struct sim_node *node) {
+  (void)node;
+  isolate_leader(sim);
+}
+
+static void happen_heal(struct sim *sim, struct sim_node *node) {
+  (void)node;
+  sim_network_heal(sim);
+}
+
+static void happen_pause(struct sim *sim, struct sim_node *node) {
+  sim_node_pause(sim, node, elections(sim, 1, 300));
+}
+
+static void happen_crash(struct sim *sim, struct sim_node *node) {
+  sim_node_crash(sim, node, elections(sim, 0, 200));
+}
+
+static void happen_crash_all(struct sim *sim, struct sim_node *node) {
+  (void)node;
   for (uint32_t i = 0; i < sim->n_nodes; i++) sim_node_crash(sim, &sim->nodes[i], elections(sim, 0, 200));
 }
 
+static void happen_sync_failure(struct sim *sim, struct sim_node *node) {
+  late_disk_fail_sync(node->disk, (uint32_t)sim_random_between(&sim->random, 1, 4));
+}
+
+static void happen_wipe(struct sim *sim, struct sim_node *node) {
+  wipe(sim, node, elections(sim, 0, 100));
+}
+
+static void happen_unelectable(struct sim *sim, struct sim_node *node) {
+  sim_node_set_electable(sim, node, node->is_unelectable);
+}
+
 static void strike(struct sim *sim, struct sim_node *node) {
-  const struct sim_profile *p = sim->profile;
-  const struct {
-    uint8_t weight;
-    int what;
-  } table[] = {{p->partition, 0}, {p->one_way, 1},      {p->isolate_leader, 2}, {p->heal, 3},
-               {p->pause, 4},     {p->crash, 5},        {p->crash_all, 6},      {p->slow_disk, 7},
-               {p->full_disk, 8}, {p->sync_failure, 9}, {p->wipe, 10},          {p->unelectable, 11}};
+  const struct sim_profile *profile = sim->profile;
+  const struct fault faults[] = {
+      {profile->partition, happen_partition},
+      {profile->one_way, happen_one_way},
+      {profile->isolate_leader, happen_isolate_leader},
+      {profile->heal, happen_heal},
+      {profile->pause, happen_pause},
+      {profile->crash, happen_crash},
+      {profile->crash_all, happen_crash_all},
+      {profile->slow_disk, toggle_slow},
+      {profile->full_disk, toggle_full},
+      {profile->sync_failure, happen_sync_failure},
+      {profile->wipe, happen_wipe},
+      {profile->unelectable, happen_unelectable},
+  };
+  const size_t n = sizeof faults / sizeof faults[0];
   uint64_t total = 0;
-  for (size_t i = 0; i < sizeof table / sizeof table[0]; i++) total += table[i].weight;
+  for (size_t i = 0; i < n; i++) total += faults[i].weight;
   uint64_t choice = sim_random_below(&sim->random, total);
-  int what = -1;
-  for (size_t i = 0; i < sizeof table / sizeof table[0] && what < 0; i++) {
-    if (choice < table[i].weight) what = table[i].what;
-    choice -= table[i].weight;
-  }
-  switch (what) {
-  case 0: partition(sim); break;
-  case 1: one_way(sim); break;
-  case 2: isolate_leader(sim); break;
-  case 3: sim_network_heal(sim); break;
-  case 4: sim_node_pause(sim, node, elections(sim, 1, 300)); break;
-  case 5: sim_node_crash(sim, node, elections(sim, 0, 200)); break;
-  case 6: crash_all(sim); break;
-  case 7: toggle_slow(sim, node); break;
-  case 8: toggle_full(sim, node); break;
-  case 9: late_disk_fail_sync(node->disk, (uint32_t)sim_random_between(&sim->random, 1, 4)); break;
-  case 10: wipe(sim, node, elections(sim, 0, 100)); break;
-  case 11: sim_node_set_electable(sim, node, node->is_unelectable); break;
-  default: break;
+  for (size_t i = 0; i < n; i++) {
+    if (choice < faults[i].weight) {
+      faults[i].happen(sim, node);
+      return;
+    }
+    choice -= faults[i].weight;
   }
 }
 

@@ -401,23 +401,25 @@ static int start_alone(struct node *node, struct raft_start *start, char *text) 
   return SQLITE_OK;
 }
 
-/* It waits for its peers; the open returns. An existing database stays out of sight until the cluster has it. */
-static int start_forming(struct node *node, struct raft_start *start, char *text) {
+/* Before peers say Hello, so that none is refused. */
+static int open_forming(struct node *node, char *text) {
   struct raft_peer_facts facts = {
       .id = node->id,
       .incarnation = node->incarnation,
       .peers_hash = node->facts.peers_hash,
-      .has_database = node->has_content,
+      .has_database = node->facts.has_database,
       .page_size = node->facts.page_size,
       .auto_vacuum = node->facts.auto_vacuum,
   };
-  if (raft_forming_open(&facts, node->options.peers, node->options.n_peers, &node->forming, text) != RAFT_OK)
-    return SQLITE_CANTOPEN;
+  if (node->configuration.n_members > 0 || node->options.n_peers < 2) return SQLITE_OK;
+  int error = raft_forming_open(&facts, node->options.peers, node->options.n_peers, &node->forming, text);
+  return error == RAFT_OK ? SQLITE_OK : error == RAFT_NO_MEMORY ? SQLITE_NOMEM : SQLITE_CANTOPEN;
+}
+
+/* It waits for its peers; the open returns. An existing database stays out of sight until the cluster has it. */
+static int start_forming(struct node *node, struct raft_start *start, char *text) {
   int code = open_raft(node, start, text);
   if (code == SQLITE_OK && !node->has_content) code = node_start_database(node, 0, text);
-  pthread_mutex_lock(&node->mutex);
-  node_forming_look(node);
-  pthread_mutex_unlock(&node->mutex);
   return code;
 }
 
@@ -477,6 +479,7 @@ static void unfreeze(struct node *node) {
   pthread_mutex_lock(&node->mutex);
   node->frozen = false;
   node_dial_members(node);
+  node_forming_look(node);
   raft_tick(node->raft, os_now(node->os));
   node_drain(node, NULL, 0);
   pthread_mutex_unlock(&node->mutex);
@@ -509,12 +512,9 @@ static int settle_options(struct node *node, const struct options *kept, const s
 static int begin(struct node *node, struct raft_start *start, struct vfs_found *found, char *text) {
   bool is_plain = found->has_content && !found->has_marks;
   if (start->configuration) return start_again(node, start, found, text);
-  if (is_plain) {
-    int code = adopt(node, found, text);
-    if (code != SQLITE_OK) return code;
-    state_facts(node, found);
-  }
-  return node->options.n_peers > 1 ? start_forming(node, start, text) : start_alone(node, start, text);
+  int code = is_plain ? adopt(node, found, text) : SQLITE_OK;
+  if (code != SQLITE_OK) return code;
+  return node->forming ? start_forming(node, start, text) : start_alone(node, start, text);
 }
 
 static int start_node(struct node *node, const struct options *given, struct raft_start *start, char *text) {
@@ -535,7 +535,8 @@ static int start_node(struct node *node, const struct options *given, struct raf
   if (code == SQLITE_OK) code = check_found(node, start, &found, text);
   if (code != SQLITE_OK) return code;
   state_facts(node, &found);
-  code = attach_link(node, text);
+  code = open_forming(node, text);
+  if (code == SQLITE_OK) code = attach_link(node, text);
   if (code == SQLITE_OK) code = write_identity(node, text);
   if (code == SQLITE_OK && !node->is_restart) code = open_log(node, start, configuration, text);
   if (code == SQLITE_OK && node->formation == NODE_BOOTSTRAPPING && start->configuration) node->formation = NODE_FORMED;

@@ -463,7 +463,8 @@ static int run_on_leader(struct cluster *cluster, const char *sql) {
     if (!cluster->db[i]) continue;
     int code = run_code(cluster->db[i], sql);
     if (code == SQLITE_OK) return i;
-    if (code != SQLITE_READONLY && code != SQLITE_BUSY_SNAPSHOT && code != SQLITE_BUSY)
+    bool is_forming = code == SQLITE_ERROR && strstr(sqlite3_errmsg(cluster->db[i]), "no such table");
+    if (code != SQLITE_READONLY && code != SQLITE_BUSY_SNAPSHOT && code != SQLITE_BUSY && !is_forming)
       fail_msg("node %d: %s: %d %s (%s)", i + 1, sql, code, sqlite3_errmsg(cluster->db[i]),
                ask(cluster->db[i], "SELECT state || ' ' || coalesce(balsa_error(), '') FROM balsa_status"));
   }

@@ -185,7 +185,7 @@ class Node:
             **self.cluster.options,
         }
         return "file:" + urllib.parse.quote(self.database) + "?" + "&".join(
-            f"{name}={urllib.parse.quote(str(value), safe='@:,')}" for name, value in options.items()
+            f"{name}={urllib.parse.quote(str(value), safe='@:,')}" for name, value in options.items() if value is not None
         )
 
     @property

@@ -27,9 +27,10 @@ UNKNOWN = {10 | 0xB1 << 8}
 BUSY_TIMEOUT_S = 2.0
 BACKOFF_S = (0.01, 0.2)
 
-# How a writer puts a row in: by a statement alone, in a transaction (two ways to begin), with another
-# statement of its connection in the middle of its rows, or together with a counter (readers compare).
-STYLES = ("autocommit", "immediate", "deferred", "cursor", "tally")
+# How a writer puts a row in: by a statement alone; in a transaction (two ways to begin); with a COMMIT
+# while another statement of its connection is in the middle of its rows; after a read whose snapshot
+# others have left behind, mostly; or together with a counter, which readers compare.
+STYLES = ("autocommit", "immediate", "deferred", "cursor", "upgrade", "tally")
 
 
 def outcome_of(code):
@@ -38,7 +39,8 @@ def outcome_of(code):
         return "lost"
     if code in UNKNOWN:
         return "unknown"
-    return {5: "busy", 8: "readonly", 13: "full"}.get(code & 0xFF, "odd")
+    # 1: a node that has just started may not have applied yet that the table was made.
+    return {1: "behind", 5: "busy", 8: "readonly", 13: "full"}.get(code & 0xFF, "odd")
 
 
 def body_of(ident):
@@ -68,7 +70,12 @@ class Worker:
         loader.enable_load_extension(True)
         loader.load_extension(config["extension"])
         self.loader = loader
-        self.connection("main")
+        try:
+            self.connection("main")
+        except sqlite3.Error as error:
+            # The connection that could not be opened cannot be asked; any other tells for this thread.
+            error.args = (f"{error}: {loader.execute('SELECT balsa_error()').fetchone()[0]}",)
+            raise
 
     def open(self):
         connection = sqlite3.connect(
@@ -121,7 +128,12 @@ class Worker:
             return [connection.execute(f"SELECT balsa_outcome({token})").fetchone()[0] for token in tokens]
 
     def command_counts(self):
-        return {"counts": dict(self.counts), "complaints": list(self.complaints)}
+        return {"counts": dict(self.counts)}
+
+    def command_results(self):
+        with self.lock:
+            complaints, self.complaints = self.complaints, []
+            return {"counts": dict(self.counts), "complaints": complaints}
 
     def command_writers(self, count, styles=STYLES[:3], first=0, check_lost=False):
         unknown = set(styles) - set(STYLES)
@@ -142,7 +154,7 @@ class Worker:
             thread.join(max(0, deadline - time.monotonic()))
         stuck = sum(thread.is_alive() for thread in self.writers)
         self.writers = [thread for thread in self.writers if thread.is_alive()]
-        return {"stuck": stuck, **self.command_counts()}
+        return {"stuck": stuck, **self.command_results()}
 
     def command_readers(self, count, sql, busy_timeout_ms=0):
         self.stop_readers.clear()
@@ -181,7 +193,7 @@ class Worker:
     def write(self, number, style, check_lost):
         """One writing connection: inserts ids of its own until it is told to stop."""
         backoff = BACKOFF_S[0]
-        connection = None
+        connection, token_before = None, None
         while not self.stop_writers.is_set():
             if connection is None:
                 try:
@@ -200,13 +212,20 @@ class Worker:
                     token = connection.execute("SELECT quote(balsa_last_commit())").fetchone()[0]
                 except sqlite3.Error as error:
                     self.complain(f"balsa_last_commit after {outcome}: {error}")
+                if token == token_before:
+                    # It never came to a COMMIT: its snapshot was stale, or it was doomed before.
+                    if outcome != "lost":
+                        self.complain(f"{ident} was told {outcome} and has no token of its own")
+                    outcome, token = "stale" if style == "upgrade" else outcome, "NULL"
+                else:
+                    token_before = token
             self.note("A", ident, outcome, code, where.replace(" ", "_"), token)
             self.count(outcome)
             if outcome == "odd":
                 self.complain(f"{where} of {ident} ({style}): code {code}")
             if outcome == "lost" and check_lost:
                 self.check_lost(connection, ident)
-            if outcome in ("busy", "readonly", "full", "odd"):
+            if outcome not in ("ok", "lost", "unknown"):
                 self.stop_writers.wait(backoff)
                 backoff = min(backoff * 2, BACKOFF_S[1])
             else:
@@ -226,6 +245,8 @@ class Worker:
                 return
             except sqlite3.Error as error:
                 code = getattr(error, "sqlite_errorcode", -1)
+                if outcome_of(code) == "behind":
+                    return
                 if outcome_of(code) != "busy" or time.monotonic() > deadline:
                     self.complain(f"a writer's connection is not usable afterwards: {error} ({code})")
                     return
@@ -245,16 +266,13 @@ class Worker:
         try:
             if style == "autocommit":
                 connection.execute(insert, values)
-            elif style == "cursor":
-                # Another statement of this connection is in the middle of its rows.
-                where = "SELECT"
-                cursor = connection.execute("SELECT id FROM load")
-                cursor.fetchone()
-                where = "INSERT"
-                connection.execute(insert, values)
             else:
                 where = "BEGIN"
-                connection.execute("BEGIN" if style == "deferred" else "BEGIN IMMEDIATE")
+                connection.execute("BEGIN" if style in ("deferred", "upgrade") else "BEGIN IMMEDIATE")
+                if style in ("cursor", "upgrade"):
+                    where = "SELECT"
+                    cursor = connection.execute("SELECT id FROM load")
+                    cursor.fetchone()
                 where = "INSERT"
                 connection.execute(insert, values)
                 if style == "tally":

@@ -10,6 +10,7 @@
 */
 #include "sim.h"
 
+#include <errno.h>
 #include <inttypes.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -117,7 +118,7 @@ static bool run_until(struct sim *sim, uint64_t time, bool (*done)(struct sim *s
 
 /* A random majority of those that still are who they were. */
 static void choose_majority(struct sim *sim, bool members[SIM_NODES_MAX]) {
-  uint32_t slots[SIM_NODES_MAX], n = 0;
+  uint32_t slots[SIM_NODES_MAX] = {0}, n = 0;
   for (uint32_t i = 0; i < sim->n_nodes; i++)
     if (!sim->nodes[i].is_wiped) slots[n++] = i;
   const uint32_t wanted = (uint32_t)sim_random_between(&sim->random, sim_quorum(sim), n);
@@ -237,9 +238,8 @@ struct choices {
   const struct sim_profile *profile; /* NULL: the seed's own */
 };
 
-/* For a report when an assertion of the core fails. */
-static struct sim *now_running;
-static uint64_t passed_so_far;
+/* What is said when an assertion of the core fails: a signal handler may not compose it. */
+static char assertion_report[256];
 
 /* The caller's to free. */
 static struct sim *run_seed(uint64_t seed, const struct choices *choices, bool traced, bool live) {
@@ -249,7 +249,6 @@ static struct sim *run_seed(uint64_t seed, const struct choices *choices, bool t
   sim->trace.is_on = traced;
   sim->trace.is_live = live;
   sim->profile = choices->profile ? choices->profile : sim_profile_of(seed);
-  now_running = sim;
   begin(sim);
   run_until(sim, sim->now + sim->election_ns * sim_random_between(&sim->random, 20, 80), NULL, NULL);
   if (!sim->has_failed) check_progress(sim);
@@ -265,17 +264,17 @@ static void report(const struct sim *sim) {
          sim->profile->name, sim->n_nodes, sim->failure);
 }
 
+static void prepare_assertion_report(uint64_t seed, uint64_t passed) {
+  snprintf(assertion_report, sizeof assertion_report,
+           "seed %" PRIu64 " failed: an assertion (above); its trace: --seed %" PRIu64 " --trace\n"
+           "%" PRIu64 " passed, 1 failed\n",
+           seed, seed, passed);
+}
+
 static void on_abort(int signal_number) {
   (void)signal_number;
-  signal(SIGABRT, SIG_DFL);
-  if (now_running) {
-    sim_fail(now_running, "an assertion of the core failed (above); for its trace: --seed %" PRIu64 " --trace",
-             now_running->seed);
-    report(now_running);
-  }
-  printf("%" PRIu64 " passed, 1 failed\n", passed_so_far);
-  fflush(stdout);
-  _exit(1);
+  const ssize_t written = write(STDOUT_FILENO, assertion_report, strlen(assertion_report));
+  _exit(written > 0 ? 1 : 4);
 }
 
 static void explain(uint64_t seed, const struct choices *choices) {
@@ -295,31 +294,45 @@ static void print_counters(const uint64_t counters[SIM_COUNTERS]) {
   for (int i = 0; i < SIM_COUNTERS; i++) printf("%12" PRIu64 "  %s\n", counters[i], texts[i]);
 }
 
+/* "7" or, for a range, "1..200". */
+static bool parse_seeds(const char *text, bool is_range, struct choices *choices) {
+  char *end;
+  errno = 0;
+  choices->first = choices->last = strtoull(text, &end, 10);
+  if (is_range) {
+    if (end == text || strncmp(end, "..", 2) != 0) return false;
+    text = end + 2;
+    choices->last = strtoull(text, &end, 10);
+  }
+  return errno == 0 && end != text && *end == 0 && choices->first <= choices->last && choices->last < UINT64_MAX;
+}
+
+static bool parse_valued(const char *name, const char *value, struct choices *choices) {
+  if (strcmp(name, "--seed") == 0) return parse_seeds(value, false, choices);
+  if (strcmp(name, "--seeds") == 0) return parse_seeds(value, true, choices);
+  if (strcmp(name, "--profile") != 0) return false;
+  choices->profile = sim_profile_named(value);
+  return choices->profile != NULL;
+}
+
+static bool *find_switch(const char *name, struct choices *choices) {
+  if (strcmp(name, "--trace") == 0) return &choices->is_traced;
+  if (strcmp(name, "--keep-going") == 0) return &choices->keeps_going;
+  return strcmp(name, "--quiet") == 0 ? &choices->is_quiet : NULL;
+}
+
 static bool parse(int argc, char **argv, struct choices *choices) {
   *choices = (struct choices){.first = 1, .last = 200};
   for (int i = 1; i < argc; i++) {
-    const char *value = i + 1 < argc ? argv[i + 1] : NULL;
-    char extra;
-    if (strcmp(argv[i], "--trace") == 0) {
-      choices->is_traced = true;
-    } else if (strcmp(argv[i], "--keep-going") == 0) {
-      choices->keeps_going = true;
-    } else if (strcmp(argv[i], "--quiet") == 0) {
-      choices->is_quiet = true;
-    } else if (strcmp(argv[i], "--seed") == 0 && value &&
-               sscanf(value, "%" SCNu64 "%c", &choices->first, &extra) == 1) {
-      choices->last = choices->first;
-      i++;
-    } else if (strcmp(argv[i], "--seeds") == 0 && value &&
-               sscanf(value, "%" SCNu64 "..%" SCNu64 "%c", &choices->first, &choices->last, &extra) == 2 &&
-               choices->first <= choices->last) {
-      i++;
-    } else if (strcmp(argv[i], "--profile") == 0 && value && (choices->profile = sim_profile_named(value))) {
+    bool *is_on = find_switch(argv[i], choices);
+    if (is_on) {
+      *is_on = true;
+    } else if (i + 1 < argc && parse_valued(argv[i], argv[i + 1], choices)) {
       i++;
     } else {
       fprintf(stderr,
-              "sim: don't understand %s\nusage: sim [--seed N | --seeds A..B] [--trace] [--profile NAME] "
-              "[--keep-going] [--quiet]\n",
+              "sim: don't understand %s\n"
+              "usage: sim [--seed N | --seeds A..B] [--trace] [--profile NAME] [--keep-going] [--quiet]\n",
               argv[i]);
       return false;
     }
@@ -327,30 +340,44 @@ static bool parse(int argc, char **argv, struct choices *choices) {
   return true;
 }
 
-int main(int argc, char **argv) {
-  struct choices choices;
-  uint64_t counters[SIM_COUNTERS] = {0}, passed = 0, failed = 0;
-  if (!parse(argc, argv, &choices)) return 3;
-  signal(SIGABRT, on_abort);
-  for (uint64_t seed = choices.first; seed <= choices.last; seed++) {
-    struct sim *sim = run_seed(seed, &choices, choices.is_traced, choices.is_traced);
-    for (int i = 0; i < SIM_COUNTERS; i++) counters[i] += sim->counters[i];
+struct totals {
+  uint64_t passed, failed, counters[SIM_COUNTERS];
+};
+
+static void run_seeds(const struct choices *choices, struct totals *totals) {
+  for (uint64_t seed = choices->first; seed <= choices->last; seed++) {
+    prepare_assertion_report(seed, totals->passed);
+    struct sim *sim = run_seed(seed, choices, choices->is_traced, choices->is_traced);
+    for (int i = 0; i < SIM_COUNTERS; i++) totals->counters[i] += sim->counters[i];
+    totals->passed += !sim->has_failed;
+    totals->failed += sim->has_failed;
     if (sim->has_failed) {
-      failed++;
       report(sim);
-      fflush(stdout);
-      if (!choices.is_quiet && !choices.is_traced) explain(seed, &choices);
-    } else {
-      passed_so_far = ++passed;
+      if (!choices->is_quiet && !choices->is_traced) explain(seed, choices);
     }
     free(sim);
-    if (failed > 0 && !choices.keeps_going) break;
+    if (totals->failed > 0 && !choices->keeps_going) return;
   }
-  if (!choices.is_quiet) print_counters(counters);
+}
+
+/* How many classes of faults should have happened and did not. */
+static uint64_t missed_faults(const struct choices *choices, const struct totals *totals) {
   uint64_t missed = 0;
-  for (int i = 0; i < SIM_FAULTS_END; i++) missed += counters[i] == 0;
-  if (passed + failed < SEEDS_FOR_ALL_FAULTS || choices.profile) missed = 0;
+  if (totals->passed < SEEDS_FOR_ALL_FAULTS || choices->profile) return 0;
+  for (int i = 0; i < SIM_FAULTS_END; i++) missed += totals->counters[i] == 0;
+  return missed;
+}
+
+int main(int argc, char **argv) {
+  struct choices choices;
+  struct totals totals = {0};
+  if (!parse(argc, argv, &choices)) return 3;
+  setvbuf(stdout, NULL, _IOLBF, BUFSIZ); /* what was said before an assertion fails is not lost */
+  signal(SIGABRT, on_abort);
+  run_seeds(&choices, &totals);
+  if (!choices.is_quiet) print_counters(totals.counters);
+  const uint64_t missed = totals.failed > 0 ? 0 : missed_faults(&choices, &totals);
   if (missed > 0) printf("%" PRIu64 " classes of faults never happened\n", missed);
-  printf("%" PRIu64 " passed, %" PRIu64 " failed\n", passed, failed + (failed == 0 && missed > 0));
-  return failed > 0 ? 1 : missed > 0 ? 2 : 0;
+  printf("%" PRIu64 " passed, %" PRIu64 " failed\n", totals.passed, totals.failed + (missed > 0));
+  return totals.failed > 0 ? 1 : missed > 0 ? 2 : 0;
 }

@@ -96,7 +96,10 @@ struct capture {
   uint64_t checksum;
   uint64_t previous;   /* index of the set or part before */
   bool sent_part;
+  bool has_new_schema;
 };
+
+#define SCHEMA_COOKIE_OFFSET 40 /* of page 1 */
 
 /* Sends what the encoder holds. */
 static int propose(struct capture *capture, uint8_t flags) {
@@ -134,6 +137,8 @@ static int capture_page(struct capture *capture, const struct page_frame *at) {
     before = database->before;
     if (memcmp(before, database->after, page_size) == 0) return VFS_OK;
     capture->checksum ^= vfs_page_hash(at->page_number, before, page_size);
+    if (at->page_number == 1 && memcmp(before + SCHEMA_COOKIE_OFFSET, database->after + SCHEMA_COOKIE_OFFSET, 4) != 0)
+      capture->has_new_schema = true;
   }
   capture->checksum ^= vfs_page_hash(at->page_number, database->after, page_size);
   if (!vfs_encoder_add(database->encoder, at->page_number, before, database->after)) return VFS_NO_MEMORY;
@@ -206,6 +211,7 @@ static void record(struct capture *capture) {
       .pages = capture->live.pages,
   };
   in_flight_push(database, &state);
+  if (capture->has_new_schema) database->schema_sequence = state.sequence;
   database->captured = state;
   database->header = capture->live;
   pthread_cond_broadcast(&database->changed);

@@ -123,6 +123,21 @@ static bool writes_other_file(struct vfs_connection *connection, bool is_begin) 
 
 /* ---- The ticket ---- */
 
+/*
+** Waits with the ticket held for a state to be committed. Nothing can be taken back meanwhile, so it looks now and then whether
+** leadership has ended.
+*/
+static int wait_with_ticket(struct vfs_connection *connection, uint64_t sequence, uint64_t deadline) {
+  struct vfs_database *database = connection->database;
+  for (;;) {
+    uint64_t now = os_now(database->os);
+    uint64_t slice = now + VFS_WAIT_SLICE < deadline ? now + VFS_WAIT_SLICE : deadline;
+    if (vfs_wait_sequence(database, sequence, slice) == VFS_FATE_COMMITTED) return SQLITE_OK;
+    if (atomic_load(&database->generation) != connection->generation) return SQLITE_BUSY_SNAPSHOT;
+    if (slice == deadline) return SQLITE_BUSY;
+  }
+}
+
 static int refuse_write(struct vfs_connection *connection, int refusal) {
   const char *path = connection->database->path;
   switch (refusal) {
@@ -141,6 +156,20 @@ static int refuse_write(struct vfs_connection *connection, int refusal) {
   }
 }
 
+/*
+** Nobody writes on top of a new schema that is not committed. SQLite knows a schema by its cookie, a mere counter: were
+** the schema lost and another one made in its place, a connection that had parsed the first would go on with
+** it. (Inside a write transaction schemas are parsed speculatively like all else.)
+*/
+static bool wait_schema(struct vfs_connection *connection, uint64_t deadline) {
+  struct vfs_database *database = connection->database;
+  pthread_mutex_lock(&database->mutex);
+  uint64_t sequence = database->schema_sequence;
+  bool is_settled = sequence <= database->committed.sequence;
+  pthread_mutex_unlock(&database->mutex);
+  return is_settled || wait_with_ticket(connection, sequence, deadline) == SQLITE_OK;
+}
+
 /* Waits for its turn and for the right to write. On refusal, `refusal` says why. */
 static bool take_ticket(struct vfs_connection *connection) {
   struct vfs_database *database = connection->database;
@@ -152,6 +181,7 @@ static bool take_ticket(struct vfs_connection *connection) {
     connection->generation = atomic_load(&database->generation);
     connection->refusal = database->methods->acquire(database->node, 0, &connection->epoch);
     if (connection->refusal == VFS_OK && atomic_load(&database->parts_dangling)) connection->refusal = VFS_NOBODY;
+    if (connection->refusal == VFS_OK && !wait_schema(connection, deadline)) connection->refusal = VFS_BUSY;
     if (connection->refusal == VFS_OK) return true;
     vfs_ticket_give(&database->ticket, connection);
     if (connection->refusal != VFS_NOBODY || queue_deadline == 0 || os_now(database->os) >= deadline) return false;
@@ -206,6 +236,7 @@ static void settle_seen(struct vfs_connection *connection, uint64_t sequence) {
 /* A writing statement reserves the ticket before SQLite chooses its snapshot. */
 static void reserve(struct vfs_connection *connection) {
   if (still_reserved(connection) || connection->refusal != VFS_OK || !is_writing_statement(connection)) return;
+  connection->last_commit = (struct vfs_token){0}; /* it is of the last write transaction, whatever became of that */
   connection->reserved = take_ticket(connection);
   connection->saw_speculation = false;
 }
@@ -265,23 +296,6 @@ static int read_unlock(struct vfs_connection *connection, int offset, int flags)
 
 /* ---- WRITE ---- */
 
-/*
-** PRAGMA balsa_strict: a write transaction begins on committed data only. The ticket is held, without which
-** nothing can be taken back, so it looks now and then whether leadership has ended.
-*/
-static int wait_strictly(struct vfs_connection *connection) {
-  struct vfs_database *database = connection->database;
-  uint64_t deadline = deadline_of(connection);
-  while (connection->base_sequence != 0) {
-    uint64_t now = os_now(database->os);
-    uint64_t slice = now + VFS_STRICT_SLICE < deadline ? now + VFS_STRICT_SLICE : deadline;
-    if (vfs_wait_sequence(database, connection->base_sequence, slice) == VFS_FATE_COMMITTED) break;
-    if (is_doomed(connection)) return SQLITE_BUSY_SNAPSHOT;
-    if (slice == deadline) return SQLITE_BUSY;
-  }
-  return SQLITE_OK;
-}
-
 static int write_grant(struct vfs_connection *connection) {
   struct vfs_database *database = connection->database;
   if (writes_other_file(connection, true)) {
@@ -297,7 +311,8 @@ static int write_grant(struct vfs_connection *connection) {
   connection->gate = 0;
   connection->error[0] = 0;
   int code = vfs_wal_reserve(database->wal, VFS_RESERVE_FRAMES);
-  if (code == SQLITE_OK && connection->strict) code = wait_strictly(connection);
+  if (code == SQLITE_OK && connection->strict && connection->base_sequence)
+    code = wait_with_ticket(connection, connection->base_sequence, deadline_of(connection));
   if (code != SQLITE_OK) give_ticket(connection);
   return code;
 }
@@ -324,6 +339,7 @@ static int write_lock(struct vfs_connection *connection) {
     int code = vfs_wal_read_header(database->wal, &live);
     if (code == SQLITE_OK && memcmp(&live, &connection->snapshot, sizeof live) != 0) code = SQLITE_BUSY_SNAPSHOT;
     connection->refusal = VFS_OK;
+    connection->last_commit = (struct vfs_token){0};
     if (code != SQLITE_OK) return code;
     if (!take_ticket(connection)) {
       int refusal = connection->refusal;

@@ -30,7 +30,7 @@
 #define VFS_PART_BYTES (1u << 20)    /* a transaction's change set is cut into parts of about this size, raw */
 #define VFS_RESERVE_FRAMES 4096      /* wal-index regions are mapped this far ahead */
 #define VFS_DRAIN_MAX (5 * OS_MS)    /* the second pass of a checkpoint stalls writers no longer than this */
-#define VFS_STRICT_SLICE (20 * OS_MS) /* a strict writer looks after its leadership this often */
+#define VFS_WAIT_SLICE (20 * OS_MS) /* who waits with the ticket looks after its leadership this often */
 #define VFS_TIMEOUT_MS_MAX 3600000u
 #define VFS_FCNTL_CONNECTION 0x42a15a01 /* sqlite3_file_control: *(struct vfs_connection **)arg */
 
@@ -82,6 +82,7 @@ struct vfs_database {
   struct vfs_state *in_flight; /* a ring */
   uint32_t in_flight_first, in_flight_count, in_flight_capacity;
   struct vfs_lost_range lost[VFS_LOST_RANGES];
+  uint64_t schema_sequence; /* the last captured state with a new schema cookie */
   uint64_t lost_count; /* ever; lost[lost_count % VFS_LOST_RANGES] is the next */
   struct vfs_state *boundaries; /* a ring of committed states in the WAL, rising frames */
   uint32_t boundaries_first, boundaries_count;

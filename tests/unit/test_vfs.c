@@ -362,6 +362,34 @@ static void lost_is_not_told_before_it_is_taken_back(void **state) {
   stand_in_close(&node);
 }
 
+static void nobody_writes_on_top_of_a_schema_that_may_be_lost(void **state) {
+  (void)state;
+  struct stand_in node;
+  struct writer first = {0}, second = {0};
+  stand_in_open(&node, 4096, 0, LONG_MS);
+  sqlite3 *db = stand_in_connect(&node);
+  must(db, "CREATE TABLE t(a, b); INSERT INTO t VALUES (1, 2)");
+  writer_open(&first, &node);
+  writer_open(&second, &node);
+  must(second.db, "PRAGMA balsa_timeout = 50");
+  stand_in_hold(&node);
+  writer_start(&first, &node, "CREATE INDEX i ON t(a)");
+  stand_in_await_waiters(&node, 1);
+  /* Else it would parse the index, and keep it under the cookie of the next schema. */
+  assert_int_equal(run(second.db, "BEGIN IMMEDIATE"), SQLITE_BUSY);
+  stand_in_step_down(&node);
+  assert_int_equal(writer_join(&first), SQLITE_BUSY_SNAPSHOT);
+  stand_in_lead(&node);
+  must(db, "CREATE INDEX j ON t(b)");
+  must(second.db, "INSERT INTO t VALUES (3, 4)");
+  must(first.db, "INSERT INTO t VALUES (5, 6)");
+  assert_int_equal(ask_text_ok(db, "PRAGMA integrity_check"), 1);
+  sqlite3_close(first.db);
+  sqlite3_close(second.db);
+  sqlite3_close(db);
+  stand_in_close(&node);
+}
+
 static void a_refused_proposal_is_taken_back_at_once(void **state) {
   (void)state;
   struct stand_in node;
@@ -595,6 +623,7 @@ int main(void) {
       cmocka_unit_test(an_open_write_transaction_is_doomed_when_leadership_ends),
       cmocka_unit_test(a_doomed_transaction_ends_at_its_next_read),
       cmocka_unit_test(lost_is_not_told_before_it_is_taken_back),
+      cmocka_unit_test(nobody_writes_on_top_of_a_schema_that_may_be_lost),
       cmocka_unit_test(a_refused_proposal_is_taken_back_at_once),
       cmocka_unit_test(a_stale_upgrade_fails_at_once),
       cmocka_unit_test(a_transaction_over_two_files_is_refused_before_anything_is_committed),

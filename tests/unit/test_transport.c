@@ -628,22 +628,24 @@ static void many_threads_may_send_at_once(void **state) {
 #ifndef __SANITIZE_THREAD__
 static void a_forked_child_does_not_keep_the_port(void **state) {
   (void)state;
-  int ends[2];
-  char byte;
+  int ends[2]; /* of the parent and of the child */
+  char byte = 1;
   struct side *a = side_new(1);
   struct side address = *a;
-  assert_int_equal(pipe(ends), 0);
+  assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, ends), 0);
   pid_t child = fork();
   assert_true(child >= 0);
   if (child == 0) {
-    close(ends[1]);
-    ssize_t n = read(ends[0], &byte, 1); /* until the parent lets go */
+    close(ends[0]);
+    ssize_t n = write(ends[1], &byte, 1); /* alive */
+    n = read(ends[1], &byte, 1);          /* until the parent lets go */
     _exit(n == 0 ? 0 : 1);
   }
-  close(ends[0]);
+  close(ends[1]);
+  assert_int_equal(read(ends[0], &byte, 1), 1);
   side_close(a);
   assert_int_equal(dial_by_hand(&address), -ECONNREFUSED);
-  close(ends[1]);
+  close(ends[0]);
   assert_int_equal(waitpid(child, NULL, 0), child);
 }
 #endif

@@ -19,9 +19,9 @@
 struct raft_peer_facts {
   uint64_t id;
   struct raft_uuid incarnation;
-  struct raft_uuid cluster; /* none: it is fresh */
-  uint64_t peers_hash;      /* raft_forming_hash of the list it was given; 0: none given */
-  bool has_database;        /* it holds a non-empty database */
+  struct raft_uuid cluster;        /* none: it is fresh */
+  uint64_t peers_hash;             /* raft_forming_hash of the list it was given; 0: none given */
+  bool has_database;               /* it holds a non-empty database */
   uint32_t page_size, auto_vacuum; /* of that database, or what its options ask for */
 };
 
@@ -48,7 +48,7 @@ void raft_forming_hear(struct raft_forming *forming, const struct raft_peer_fact
 
 enum raft_forming_state {
   RAFT_FORMING_WAITING, /* `text` says who is missing */
-  RAFT_FORMING_WRITE,   /* this node writes entry 1: `configuration` lacks only its cluster and database id and heartbeat/election */
+  RAFT_FORMING_WRITE, /* this node writes entry 1: `configuration` lacks only its cluster and database id and heartbeat/election */
   RAFT_FORMING_FOLLOW,  /* all were heard, another one (`text` names it) writes entry 1 */
   RAFT_FORMING_REFUSED, /* `text` names both nodes and the way out */
 };
@@ -59,7 +59,7 @@ enum raft_forming_state {
 ** this node's incarnation whether it is meant. Formation is over when the core has a configuration.
 */
 
-enum raft_forming_state raft_forming_state(const struct raft_forming *forming,
-                                           struct raft_configuration *configuration, char *text);
+enum raft_forming_state raft_forming_state(const struct raft_forming *forming, struct raft_configuration *configuration,
+                                           char *text);
 
 #endif

@@ -42,8 +42,8 @@ enum raft_error {
   RAFT_NOT_LEADER = -1, /* another node leads, nobody does, or it is another term by now */
   RAFT_FULL = -2,       /* a named limit is reached: try again later */
   RAFT_NO_MEMORY = -3,
-  RAFT_INVALID = -4,    /* what came from outside makes no sense (message, configuration) */
-  RAFT_FAILED = -5,     /* the core has stopped after a failed write (raft_persist_failed) */
+  RAFT_INVALID = -4, /* what came from outside makes no sense (message, configuration) */
+  RAFT_FAILED = -5,  /* the core has stopped after a failed write (raft_persist_failed) */
 };
 
 /* A short English sentence for an error, static. */
@@ -93,7 +93,7 @@ struct raft_configuration {
   struct raft_uuid cluster;
   struct raft_uuid database;
   struct raft_settings settings;
-  uint32_t n_members; /* 0: this node is in no cluster */
+  uint32_t n_members;                           /* 0: this node is in no cluster */
   struct raft_member members[RAFT_MEMBERS_MAX]; /* by rising id */
 };
 
@@ -157,24 +157,24 @@ struct raft_message {
 struct raft_options {
   uint64_t id;
   struct raft_uuid incarnation;
-  uint64_t seed;            /* all of the core's randomness */
-  uint64_t election_ns;     /* time-outs are drawn from [election, 2*election) */
+  uint64_t seed;        /* all of the core's randomness */
+  uint64_t election_ns; /* time-outs are drawn from [election, 2*election) */
   uint64_t heartbeat_ns;
-  uint32_t drift_permille;  /* bound on how much faster one clock may run than another (lease) */
-  uint32_t window_bytes;    /* unacknowledged payload bytes under way to one follower */
-  uint32_t batch_bytes;     /* most payload bytes in one APPEND; one entry may be larger */
+  uint32_t drift_permille; /* bound on how much faster one clock may run than another (lease) */
+  uint32_t window_bytes;   /* unacknowledged payload bytes under way to one follower */
+  uint32_t batch_bytes;    /* most payload bytes in one APPEND; one entry may be larger */
 };
 
 /* What was durable when this process started. */
 struct raft_start {
   uint64_t now;
-  uint64_t term;      /* hard state */
-  uint64_t voted_for; /* 0: nobody */
-  uint64_t first_index; /* of the log; 1 unless compacted */
-  uint64_t prev_term;   /* term of the entry at first_index-1 */
-  uint64_t last_index;  /* first_index-1 if empty */
-  const struct raft_entry_meta *entries; /* first_index … last_index; copied */
-  uint64_t commit_index; /* a durable lower bound; 0 if none */
+  uint64_t term;                                  /* hard state */
+  uint64_t voted_for;                             /* 0: nobody */
+  uint64_t first_index;                           /* of the log; 1 unless compacted */
+  uint64_t prev_term;                             /* term of the entry at first_index-1 */
+  uint64_t last_index;                            /* first_index-1 if empty */
+  const struct raft_entry_meta *entries;          /* first_index … last_index; copied */
+  uint64_t commit_index;                          /* a durable lower bound; 0 if none */
   const struct raft_configuration *configuration; /* the latest in log or snapshot; NULL if none */
   uint64_t configuration_index;
   const struct raft_term_start *terms; /* of the committed prefix before first_index; may be NULL */
@@ -230,8 +230,8 @@ void raft_persisted(struct raft *raft, uint64_t now, uint64_t persist);
 void raft_persist_failed(struct raft *raft, uint64_t now);
 
 enum raft_read_level {
-  RAFT_READ_LEASE = 1,    /* the leader's lease if it holds, else as READ_INDEX */
-  RAFT_READ_QUORUM = 2,   /* always a round to a majority (ReadIndex) */
+  RAFT_READ_LEASE = 1,  /* the leader's lease if it holds, else as READ_INDEX */
+  RAFT_READ_QUORUM = 2, /* always a round to a majority (ReadIndex) */
 };
 
 /*
@@ -259,7 +259,7 @@ int raft_bootstrap_entry(struct raft *raft, uint8_t type, uint32_t size, uint64_
 
 struct raft_outgoing {
   struct raft_message message; /* APPEND: without payloads, entries = NULL */
-  uint64_t after; /* send only when this persist number is durable; 0: at once. A message that has
+  uint64_t after;              /* send only when this persist number is durable; 0: at once. A message that has
                      to wait is dropped, not sent, if the write fails */
 };
 
@@ -284,7 +284,7 @@ struct raft_work {
   uint64_t truncate_from;
   uint64_t append_first, append_last;
   /* raft_receive of an APPEND: entries of the message from here on were accepted: append_first */
-  bool noop;               /* append_last is the leader's no-op of its new term, with no payload */
+  bool noop; /* append_last is the leader's no-op of its new term, with no payload */
   bool hard_state;
   uint64_t term, voted_for; /* valid always */
 
@@ -296,7 +296,7 @@ struct raft_work {
   enum raft_role role;
   uint64_t leader; /* 0: unknown */
 
-  uint64_t commit_index;   /* valid always */
+  uint64_t commit_index; /* valid always */
   const struct raft_read_answer *reads;
   size_t n_reads;
   bool configuration_changed; /* raft_configuration() has a new value (append or truncation) */
@@ -320,8 +320,8 @@ struct raft_status {
   enum raft_role role;
   uint64_t term, voted_for, leader;
   uint64_t first_index, last_index, durable_index, commit_index;
-  uint64_t term_index;   /* leader: index of its no-op; it may be read and written when committed */
-  uint64_t lease_until;  /* leader: 0 if none */
+  uint64_t term_index;  /* leader: index of its no-op; it may be read and written when committed */
+  uint64_t lease_until; /* leader: 0 if none */
   bool failed;
 };
 void raft_get_status(const struct raft *raft, struct raft_status *status);

@@ -146,6 +146,27 @@ static void a_message_in_a_term_that_may_be_forgotten_waits_for_its_write(void *
   assert_int_equal(stand.messages[2].after, 0); /* and never again */
 }
 
+static void a_candidate_counts_its_own_vote_when_it_is_durable(void **state) {
+  (void)state;
+  stand_open(&stand, 3);
+  stand.writes_at_once = false;
+  stand_tick(&stand, 2 * STAND_ELECTION);
+  struct raft_message vote = stand_message(RAFT_PRE_VOTE_RESULT, 2, 2);
+  stand_receive(&stand, &vote);
+  assert_int_equal(stand_status(&stand).role, RAFT_CANDIDATE);
+  assert_int_equal(stand_last(&stand, RAFT_VOTE, 3)->after, stand.last_write);
+  vote.type = RAFT_VOTE_RESULT; /* though nobody was asked yet */
+  stand_receive(&stand, &vote);
+  assert_int_equal(stand_status(&stand).role, RAFT_CANDIDATE);
+
+  /* Its time to win begins when its requests can go out, however slow the disk is. */
+  stand_tick(&stand, 5 * STAND_ELECTION);
+  assert_int_equal(stand_status(&stand).role, RAFT_CANDIDATE);
+  assert_true(raft_next_tick(stand.raft) == UINT64_MAX);
+  raft_persisted(stand.raft, stand.now, stand.last_write);
+  assert_int_equal(stand_status(&stand).role, RAFT_LEADER);
+}
+
 static void messages_of_another_incarnation_or_for_another_one_are_dropped(void **state) {
   (void)state;
   stand_open(&stand, 3);
@@ -314,6 +335,7 @@ int main(void) {
       cmocka_unit_test_teardown(the_promise_outlives_a_change_of_term, close_stand),
       cmocka_unit_test_teardown(a_vote_needs_a_log_that_is_up_to_date, close_stand),
       cmocka_unit_test_teardown(a_message_in_a_term_that_may_be_forgotten_waits_for_its_write, close_stand),
+      cmocka_unit_test_teardown(a_candidate_counts_its_own_vote_when_it_is_durable, close_stand),
       cmocka_unit_test_teardown(messages_of_another_incarnation_or_for_another_one_are_dropped, close_stand),
       cmocka_unit_test_teardown(who_is_no_voter_neither_votes_nor_campaigns, close_stand),
       cmocka_unit_test_teardown(who_cannot_apply_does_not_campaign_until_it_can, close_stand),

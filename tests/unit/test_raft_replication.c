@@ -238,6 +238,7 @@ static void a_follower_merges_what_comes(void **state) {
       {"old and short: nothing is cut off", 2, 2, {2}, 1, 0, false, 3, 0, 0, 5, 3, 2},
       {"a gap", 7, 4, {4}, 1, 0, true, 7, 5, 3, 5, 3, 2},
       {"a gap, with an old term", 7, 2, {4}, 1, 0, true, 7, 3, 2, 5, 3, 2},
+      {"a gap, with a term older than what is committed", 7, 1, {4}, 1, 0, true, 7, 2, 2, 5, 3, 2},
       {"another term there", 5, 4, {4}, 1, 0, true, 5, 5, 3, 5, 3, 2},
       {"an earlier term there", 5, 2, {4}, 1, 0, true, 5, 3, 2, 5, 3, 2},
       {"below what is committed", 1, 1, {2}, 1, 0, false, 2, 0, 0, 5, 3, 2},

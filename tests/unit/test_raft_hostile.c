@@ -1,0 +1,232 @@
+/*
+** Anything may come in a message. Whatever a member sends, the core neither crashes nor breaks what it
+** promised: the term does not fall or leave its range, the commit index does not fall, committed
+** entries stay, a vote in a term stays, and there is an end to what it sends.
+*/
+#include "raft_stand.h"
+
+#define ROUNDS 60
+#define MESSAGES 3000
+#define ENTRIES_MAX 8
+#define SEEN_MAX 20000
+
+static struct stand stand;
+static uint64_t random_state;
+static uint64_t seen_terms[SEEN_MAX]; /* of committed entries */
+
+static uint64_t next(void) {
+  random_state += 0x9e3779b97f4a7c15ull;
+  uint64_t mixed = random_state;
+  mixed = (mixed ^ (mixed >> 30)) * 0xbf58476d1ce4e5b9ull;
+  mixed = (mixed ^ (mixed >> 27)) * 0x94d049bb133111ebull;
+  return mixed ^ (mixed >> 31);
+}
+
+static uint64_t below(uint64_t limit) {
+  return next() % limit;
+}
+
+/* Mostly near what the core has, sometimes at an edge. */
+static uint64_t near(uint64_t value) {
+  static const uint64_t edges[] = {0, 1, 2, UINT64_MAX, UINT64_MAX - 1, UINT64_MAX - 2, UINT64_MAX / 2, UINT32_MAX};
+  if (below(12) == 0) {
+    return edges[below(sizeof edges / sizeof edges[0])];
+  }
+  return value + below(6) - 3;
+}
+
+/* The term rises slowly, so that there is something to attack. */
+static bool attack_leader;
+
+static uint64_t some_term(uint64_t term) {
+  if (below(attack_leader ? 20000 : 400) == 0) {
+    return near(UINT64_MAX);
+  }
+  return below(attack_leader ? 400 : 8) == 0 ? term + below(4) - 1 : term;
+}
+
+static uint8_t configuration_bytes[2000];
+static struct raft_entry_meta entries[ENTRIES_MAX];
+static const uint8_t *payloads[ENTRIES_MAX];
+
+static void fill_entries(struct raft_message *message, const struct raft_status *status) {
+  uint64_t term = message->log_term;
+  message->n_entries = (uint32_t)below(ENTRIES_MAX + 1);
+  for (uint32_t i = 0; i < message->n_entries; i++) {
+    const bool configuration = below(30) == 0;
+    if (below(6) == 0) {
+      term = below(10) == 0 ? near(term) : status->term;
+    }
+    entries[i].term = term;
+    entries[i].type = configuration ? RAFT_ENTRY_CONFIGURATION : (uint8_t)(below(40) == 0 ? next() : RAFT_ENTRY_DATA);
+    entries[i].size = (uint32_t)(configuration ? raft_configuration_size(&stand.members) : next());
+    payloads[i] = below(5) == 0 || !configuration ? NULL : configuration_bytes;
+    if (payloads[i] && below(3) == 0) {
+      entries[i].size -= (uint32_t)below(entries[i].size + 1);
+    }
+    if (entries[i].type == RAFT_ENTRY_CONFIGURATION && !configuration) {
+      payloads[i] = NULL;
+    }
+  }
+  message->entries = below(50) == 0 ? NULL : entries;
+  message->payloads = below(20) == 0 ? NULL : payloads;
+}
+
+static struct raft_message some_message(void) {
+  const struct raft_status status = stand_status(&stand);
+  const uint64_t from = below(40) == 0 ? near(2) : 2 + below(2);
+  struct raft_message message = stand_message((enum raft_message_type)(below(60) == 0 ? next() & 0xff : 1 + below(10)),
+                                              from, status.term);
+  message.term = some_term(status.term);
+  message.reject = below(3) == 0;
+  message.index = near(below(2) ? status.last_index : status.commit_index);
+  message.log_term = message.index == 0 ? 0 : raft_term_at(stand.raft, message.index);
+  if (message.log_term == 0 || below(5) == 0) {
+    message.log_term = near(status.term);
+  }
+  message.commit = near(status.commit_index);
+  message.hint_index = near(message.index);
+  message.hint_term = near(status.term);
+  message.round = near(below(100));
+  message.context = near(5);
+  if (below(100) == 0) {
+    message.from_incarnation.bytes[below(RAFT_UUID_SIZE)] ^= 1;
+  }
+  if (message.type == RAFT_APPEND) {
+    fill_entries(&message, &status);
+  }
+  return message;
+}
+
+static void check_promises(const struct raft_status *before, uint64_t *n_seen) {
+  const struct raft_status now = stand_status(&stand);
+  assert_true(now.term >= before->term && now.term <= RAFT_TERM_MAX);
+  assert_true(now.commit_index >= before->commit_index && now.commit_index <= now.last_index);
+  assert_true(now.durable_index <= now.last_index);
+  assert_true(raft_term_at(stand.raft, now.last_index) <= now.term);
+  if (now.term == before->term && before->voted_for != 0) {
+    assert_int_equal(now.voted_for, before->voted_for);
+  }
+  for (; *n_seen < now.commit_index && *n_seen < SEEN_MAX; (*n_seen)++) {
+    seen_terms[*n_seen] = raft_term_at(stand.raft, *n_seen + 1);
+  }
+  const uint64_t checked = *n_seen > 50 ? *n_seen - 50 : 0;
+  for (uint64_t i = checked; i < *n_seen; i++) {
+    assert_true(raft_term_at(stand.raft, i + 1) == seen_terms[i]);
+  }
+}
+
+/* What the driver does meanwhile. */
+static void do_something(void) {
+  const struct raft_status status = stand_status(&stand);
+  uint64_t index;
+  switch (below(8)) {
+  case 0:
+    stand.now += below(STAND_ELECTION);
+    raft_tick(stand.raft, stand.now);
+    break;
+  case 1:
+    stand.now += 2 * STAND_ELECTION;
+    raft_tick(stand.raft, stand.now);
+    break;
+  case 2: (void)raft_propose(stand.raft, stand.now, status.term, RAFT_ENTRY_DATA, (uint32_t)below(300), &index); break;
+  case 3: (void)raft_read(stand.raft, stand.now, below(10), below(2) ? RAFT_READ_LEASE : RAFT_READ_QUORUM); break;
+  case 4: raft_set_electable(stand.raft, stand.now, below(4) != 0); break;
+  case 5:
+    stand.writes_at_once = below(2);
+    if (stand.last_write) {
+      raft_persisted(stand.raft, stand.now, stand.last_write - below(2));
+    }
+    break;
+  default: break;
+  }
+  stand_work(&stand);
+  raft_tick(stand.raft, stand.now);
+  stand_work(&stand);
+  assert_true(raft_next_tick(stand.raft) > stand.now);
+}
+
+/* Gives the core what it needs to lead, if it lacks that. */
+static void try_to_elect(void) {
+  stand.writes_at_once = true;
+  raft_persisted(stand.raft, stand.now, stand.last_write);
+  raft_set_electable(stand.raft, stand.now, true);
+  if (stand_status(&stand).role != RAFT_LEADER) {
+    stand_tick(&stand, 2 * STAND_ELECTION);
+    const uint64_t term = stand_status(&stand).term + 1;
+    struct raft_message vote = stand_message(RAFT_PRE_VOTE_RESULT, 2, term);
+    stand_receive(&stand, &vote);
+    vote.type = RAFT_VOTE_RESULT;
+    stand_receive(&stand, &vote);
+  }
+  stand_clear(&stand);
+}
+
+static void no_message_breaks_what_the_core_promised(void **state) {
+  (void)state;
+  uint64_t leaders = 0, commits = 0, truncations = 0;
+  for (uint64_t round = 0; round < ROUNDS; round++) {
+    const uint64_t terms[] = {1, 2, 2, 3, 3};
+    struct raft_options options = stand_options();
+    uint64_t n_seen = 0;
+    random_state = round;
+    options.seed = round;
+    stand_open_with(&stand, 3, terms, 5, &options);
+    raft_configuration_encode(&stand.members, configuration_bytes);
+    attack_leader = round % 2 == 1;
+    for (int i = 0; i < MESSAGES; i++) {
+      if (attack_leader && i % 100 == 0) {
+        try_to_elect();
+      }
+      const struct raft_status before = stand_status(&stand);
+      const struct raft_message message = some_message();
+      stand_receive(&stand, &message);
+      truncations += stand.work.truncate_from != 0;
+      check_promises(&before, &n_seen);
+      if (below(4) == 0) {
+        do_something();
+      }
+      leaders += stand_status(&stand).role == RAFT_LEADER;
+      assert_in_range(stand.n_messages, 0, 600);
+      stand_clear(&stand);
+    }
+    commits += stand_status(&stand).commit_index;
+    stand_close(&stand);
+  }
+  /* It was not attacked asleep. */
+  assert_true(leaders > 10000);
+  assert_true(commits > 1000);
+  assert_true(truncations > 100);
+}
+
+static void a_fresh_node_survives_strangers(void **state) {
+  (void)state;
+  for (uint64_t round = 0; round < ROUNDS; round++) {
+    const struct raft_options options = stand_options();
+    const struct raft_start fresh = {.first_index = 1};
+    uint64_t n_seen = 0;
+    random_state = round + 1000;
+    memset(&stand, 0, sizeof stand);
+    stand.members = stand_members(3);
+    stand.writes_at_once = true;
+    raft_configuration_encode(&stand.members, configuration_bytes);
+    assert_int_equal(raft_open(&options, &fresh, &stand.raft), RAFT_OK);
+    for (int i = 0; i < MESSAGES / 4; i++) {
+      const struct raft_status before = stand_status(&stand);
+      const struct raft_message message = some_message();
+      stand_receive(&stand, &message);
+      check_promises(&before, &n_seen);
+      do_something();
+      stand_clear(&stand);
+    }
+    stand_close(&stand);
+  }
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(no_message_breaks_what_the_core_promised),
+      cmocka_unit_test(a_fresh_node_survives_strangers),
+  };
+  return cmocka_run_group_tests_name("raft_hostile", tests, NULL, NULL);
+}

@@ -39,12 +39,28 @@ static void result_text(sqlite3_context *context, const char *text) {
     sqlite3_result_null(context);
 }
 
+/* Where to write instead. */
+static void append_leader(struct node *node, char text[VFS_TEXT_MAX]) {
+  struct node_status status;
+  node_get_status(node, &status);
+  size_t length = strlen(text);
+  if (length == 0 || status.leader == 0 || status.leader == status.node) return;
+  snprintf(text + length, VFS_TEXT_MAX - length, "; node %" PRIu64 " at %s leads", status.leader,
+           status.leader_address);
+}
+
 static void function_error(sqlite3_context *context, int n, sqlite3_value **arguments) {
   struct vfs_connection *connection = vfs_connection_find(sqlite3_context_db_handle(context), NULL);
   char text[VFS_TEXT_MAX];
   (void)n, (void)arguments;
   snprintf(text, sizeof text, "%s", connection ? vfs_connection_error(connection) : vfs_open_error());
-  if (!text[0] && connection && !node_is_forked()) node_trouble(node_of_connection(connection), text);
+  if (connection && !node_is_forked()) {
+    struct node *node = node_of_connection(connection);
+    if (text[0])
+      append_leader(node, text);
+    else
+      node_trouble(node, text);
+  }
   result_text(context, text);
 }
 

@@ -202,7 +202,8 @@ void node_forming_look(struct node *node) {
   char text[RAFT_FORMING_TEXT_MAX] = "";
   if (!node->forming || node->frozen || node->formation != NODE_FRESH) return;
   enum raft_forming_state state = raft_forming_state(node->forming, &configuration, text);
-  snprintf(node->forming_text, sizeof node->forming_text, "%s", text);
+  snprintf(node->forming_text, sizeof node->forming_text, "%s%s", state == RAFT_FORMING_REFUSED ? "refused: " : "",
+           text);
   if (state != RAFT_FORMING_WRITE) return;
   node->form_wanted = true;
   pthread_cond_signal(&node->apply_condition);

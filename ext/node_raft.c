@@ -296,9 +296,9 @@ static bool meet_peer(struct node *node, const struct raft_hello *hello, char *t
   }
   if (hello->election_ms != node->facts.election_ms) {
     snprintf(node->forming_text, sizeof node->forming_text,
-             "node %" PRIu64 " has election=%u and node %" PRIu64 " election=%u: give each node the same", node->id,
-             node->facts.election_ms, hello->node, hello->election_ms);
-    refuse(text, "%.600s", node->forming_text);
+             "refused: node %" PRIu64 " has election=%u and node %" PRIu64 " election=%u: give each node the same",
+             node->id, node->facts.election_ms, hello->node, hello->election_ms);
+    refuse(text, "%.600s", node->forming_text + strlen("refused: "));
     return false;
   }
   struct raft_peer_facts facts = {

@@ -51,7 +51,7 @@ endif
 
 # ---- Flags ----
 
-WARNINGS := -Wall -Wextra -Wshadow -Wconversion -Wstrict-prototypes -Wmissing-prototypes \
+WARNINGS := -Wall -Wextra -Wno-format-truncation -Wshadow -Wconversion -Wstrict-prototypes -Wmissing-prototypes \
   -Wold-style-definition -Wpointer-arith -Wwrite-strings -Wvla -Wimplicit-fallthrough -Wformat=2
 ifneq ($(WERROR),)
 WARNINGS += -Werror

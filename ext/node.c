@@ -370,9 +370,11 @@ static int start_again(struct node *node, struct raft_start *start, const struct
     node->origin_sequence = last.origin_sequence;
     raft_payload_unref(last.payload);
   }
-  int code = node_start_database(node, marked, text);
+  /* What a cluster of one has in its log is committed: whoever opens it sees all of it at once. */
+  bool is_alone = start->configuration->n_members == 1;
+  int code = node_start_database(node, is_alone ? start->last_index : marked, text);
   if (code != SQLITE_OK) return code;
-  start->commit_index = marked;
+  start->commit_index = is_alone ? node->applied_index : marked;
   return open_raft(node, start, text);
 }
 

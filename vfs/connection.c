@@ -505,6 +505,8 @@ static int main_lock(sqlite3_file *file, int level) {
     if (database->methods->acquire(database->node, deadline_of(connection), &epoch) == VFS_OK)
       database->methods->release(database->node, epoch);
   }
+  /* Until then the node holds the file exclusively, and there is nothing in it to be locked. */
+  if (!atomic_load(&database->ready)) return SQLITE_OK;
   return connection->real->pMethods->xLock(connection->real, level);
 }
 

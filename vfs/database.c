@@ -432,7 +432,7 @@ int vfs_database_start(struct vfs_database *database, uint64_t commit_index, uin
   error = vfs_database_set_page_size(database, own_page_size);
   bool is_ours = is_as_stopped(database) || (database->is_alone && shm_is_ours(database));
   text[0] = 0;
-  if (!error) error = vfs_redo(database, commit_index, auto_vacuum, !is_ours, text);
+  if (!error) error = vfs_redo(database, commit_index, auto_vacuum, !is_ours, applied, text);
   if (error) {
     if (!text[0]) snprintf(text, VFS_TEXT_MAX, "%s: redo from the log: %s", database->path, vfs_error_text(error));
     return error;

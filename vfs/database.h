@@ -178,7 +178,7 @@ int vfs_error_of_sqlite(int code);
 const char *vfs_error_text(int error);
 /* redo.c: the file becomes the state at `commit_index`; sets committed, captured and marks. `verify`: scan the checksum after it
 ** and rebuild the file from the whole log if it differs. */
-int vfs_redo(struct vfs_database *database, uint64_t commit_index, uint32_t auto_vacuum, bool verify, char *text);
+int vfs_redo(struct vfs_database *database, uint64_t commit_index, uint32_t auto_vacuum, bool verify, uint64_t *applied, char *text);
 /* Page 1 of an empty database in WAL mode. */
 void vfs_first_page(uint8_t *page, uint32_t page_size, uint32_t auto_vacuum);
 /* The rolling checksum of the file's first `pages` pages, read from the file. */

@@ -116,6 +116,12 @@ static int find_last_part(struct redo *redo, uint64_t first, uint64_t epoch, uin
       return VFS_OK;
     }
   }
+  /* It was under way when the node was killed: the state is the one before it. */
+  if (first > database->marks.begun) {
+    redo->through = first - 1;
+    *next = first;
+    return VFS_OK;
+  }
   snprintf(redo->text, VFS_TEXT_MAX, "%s: the transaction that begins at entry %llu of the log has no end at or before %llu",
            database->path, (unsigned long long)first, (unsigned long long)redo->through);
   return VFS_DAMAGED;
@@ -251,7 +257,7 @@ static int rebuild_changed(struct redo *redo, uint32_t auto_vacuum) {
   return error;
 }
 
-int vfs_redo(struct vfs_database *database, uint64_t commit_index, uint32_t auto_vacuum, bool verify, char *text) {
+int vfs_redo(struct vfs_database *database, uint64_t commit_index, uint32_t auto_vacuum, bool verify, uint64_t *applied, char *text) {
   struct redo redo = {
       .database = database,
       .text = text,
@@ -274,6 +280,7 @@ int vfs_redo(struct vfs_database *database, uint64_t commit_index, uint32_t auto
   }
   if (!error) error = mark_redone(&redo);
   if (error) return error;
+  *applied = redo.through;
   struct vfs_state state = {.sequence = 1, .index = redo.set_index, .checksum = redo.checksum, .pages = redo.pages};
   pthread_mutex_lock(&database->mutex);
   database->committed = database->captured = state;

@@ -124,7 +124,8 @@ int vfs_database_create(struct vfs_database *database, uint32_t page_size, uint3
 /*
 ** Redo: brings the file to the state at `commit_index` (>= found.begun; entries come from read_log), throws WAL
 ** and wal-index away or resets them, verifies or rebuilds the file if it was changed from outside. Then
-** connections may use it. *applied = commit_index. For a file without content and commit_index 0: only opens.
+** connections may use it. *applied = commit_index, or less if a
+** transaction in parts ends only behind it. For a file without content and commit_index 0: only opens.
 ** `settings` page size and auto_vacuum are needed to rebuild from nothing; 0 if unknown.
 */
 int vfs_database_start(struct vfs_database *database, uint64_t commit_index, uint32_t page_size, uint32_t auto_vacuum, uint64_t *applied, char *text);

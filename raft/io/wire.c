@@ -95,8 +95,8 @@ int wire_decode_header(const uint8_t *bytes, uint32_t limit, enum wire_type *typ
 
 /* ---- Greetings: all of the frame is head ---- */
 
-static bool greeting_is_whole(const uint8_t *frame, uint32_t length, uint32_t fixed) {
-  return length >= fixed && le64_get(frame + 8) == head_checksum(frame, length);
+static bool greeting_is_whole(const uint8_t *frame, uint32_t length, enum wire_type type, uint32_t fixed) {
+  return length >= fixed && frame[4] == type && le64_get(frame + 8) == head_checksum(frame, length);
 }
 
 uint32_t wire_encode_hello(const struct raft_hello *hello, uint8_t *bytes) {
@@ -123,7 +123,7 @@ uint32_t wire_encode_hello(const struct raft_hello *hello, uint8_t *bytes) {
 
 int wire_decode_hello(const uint8_t *frame, uint32_t length, struct raft_hello *hello) {
   *hello = (struct raft_hello){0};
-  if (!greeting_is_whole(frame, length, HELLO_FIXED)) return RAFT_INVALID;
+  if (!greeting_is_whole(frame, length, WIRE_HELLO, HELLO_FIXED)) return RAFT_INVALID;
   uint32_t address = le16_get(frame + 112);
   if (address >= RAFT_ADDRESS_MAX || address > length - HELLO_FIXED) return RAFT_INVALID;
   if (memchr(frame + HELLO_FIXED, 0, address) || le32_get(frame + 92) > 1) return RAFT_INVALID;
@@ -156,7 +156,7 @@ uint32_t wire_encode_refusal(const char *text, uint8_t *bytes) {
 /* A stranger's sentence is shown to people: control characters have no place in it. */
 int wire_decode_refusal(const uint8_t *frame, uint32_t length, char *text) {
   text[0] = 0;
-  if (!greeting_is_whole(frame, length, REFUSAL_FIXED)) return RAFT_INVALID;
+  if (!greeting_is_whole(frame, length, WIRE_REFUSAL, REFUSAL_FIXED)) return RAFT_INVALID;
   uint32_t size = le16_get(frame + 16);
   if (size >= RAFT_TRANSPORT_TEXT_MAX || size > length - REFUSAL_FIXED) return RAFT_INVALID;
   for (uint32_t i = 0; i < size; i++) {
@@ -206,7 +206,7 @@ void wire_encode_message(const struct raft_message *message, const struct raft_e
 
 int wire_decode_message(const uint8_t *frame, uint32_t length, struct raft_message *message) {
   *message = (struct raft_message){0};
-  if (length < MESSAGE_FIXED) return RAFT_INVALID;
+  if (length < MESSAGE_FIXED || frame[4] != WIRE_MESSAGE) return RAFT_INVALID;
   uint32_t n_entries = le32_get(frame + 20);
   if (frame[16] < RAFT_PRE_VOTE || frame[16] > RAFT_READ_INDEX_RESULT || frame[17] > 1 || le16_get(frame + 18) != 0)
     return RAFT_INVALID;

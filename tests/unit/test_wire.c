@@ -1,0 +1,280 @@
+/*
+** Frames: what goes in comes out, and nothing else is believed.
+*/
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "raft/io/wire.h"
+
+static uint64_t draw(uint64_t *state) {
+  uint64_t z = *state += UINT64_C(0x9e3779b97f4a7c15);
+  z = (z ^ (z >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
+  z = (z ^ (z >> 27)) * UINT64_C(0x94d049bb133111eb);
+  return z ^ (z >> 31);
+}
+
+static struct raft_entry random_entry(uint64_t *random, uint64_t index) {
+  struct raft_entry entry = {.type = (uint8_t)(1 + draw(random) % 3),
+                             .flags = (uint8_t)(draw(random) % 8),
+                             .term = draw(random),
+                             .index = index,
+                             .previous = draw(random),
+                             .checksum = draw(random),
+                             .origin_sequence = draw(random),
+                             .pages = (uint32_t)draw(random),
+                             .page_size = 4096};
+  uint32_t size = draw(random) % 3 ? (uint32_t)(draw(random) % 500) : 0;
+  for (int i = 0; i < RAFT_UUID_SIZE; i++) entry.origin.bytes[i] = (uint8_t)draw(random);
+  if (size == 0) return entry;
+  entry.payload = raft_payload_new(size);
+  assert_non_null(entry.payload);
+  for (uint32_t i = 0; i < size; i++) entry.payload->bytes[i] = (uint8_t)draw(random);
+  return entry;
+}
+
+/* The frame of a message, malloc'ed. */
+static uint8_t *encode(const struct raft_message *message, const struct raft_entry *entries, uint32_t *length) {
+  uint32_t head_size;
+  assert_true(wire_message_size(message, entries, &head_size, length));
+  uint8_t *frame = malloc(*length);
+  assert_non_null(frame);
+  wire_encode_message(message, entries, *length, frame);
+  uint32_t at = head_size;
+  for (uint32_t i = 0; i < message->n_entries; i++) {
+    if (raft_entry_size(&entries[i]) == 0) continue;
+    memcpy(frame + at, entries[i].payload->bytes, entries[i].payload->size);
+    at += entries[i].payload->size;
+  }
+  assert_int_equal(at, *length);
+  return frame;
+}
+
+/* Decodes as the transport does; RAFT_OK or why not. Entries go to the caller. */
+static int decode(const uint8_t *frame, uint32_t length, struct raft_message *message, struct raft_entry **entries,
+                  struct raft_entry_meta **metas) {
+  enum wire_type type;
+  uint32_t told;
+  *entries = NULL;
+  *metas = NULL;
+  if (wire_decode_header(frame, RAFT_FRAME_MAX, &type, &told) != RAFT_OK || told != length) return RAFT_INVALID;
+  if (type != WIRE_MESSAGE || wire_decode_message(frame, length, message) != RAFT_OK) return RAFT_INVALID;
+  assert_true(message->n_entries <= length / RAFT_ENTRY_HEADER_SIZE);
+  *entries = malloc((message->n_entries + 1) * sizeof **entries);
+  *metas = malloc((message->n_entries + 1) * sizeof **metas);
+  assert_true(*entries && *metas);
+  return wire_decode_entries(frame, length, message, *entries, *metas);
+}
+
+static struct raft_message random_message(uint64_t *random, uint32_t n_entries) {
+  struct raft_message message = {.type = n_entries ? RAFT_APPEND : (uint8_t)(1 + draw(random) % 10),
+                                 .reject = draw(random) % 2,
+                                 .to = draw(random),
+                                 .term = draw(random),
+                                 .index = draw(random) >> 1,
+                                 .log_term = draw(random),
+                                 .commit = draw(random),
+                                 .hint_index = draw(random),
+                                 .hint_term = draw(random),
+                                 .round = draw(random),
+                                 .context = draw(random),
+                                 .n_entries = n_entries};
+  for (int i = 0; i < RAFT_UUID_SIZE; i++) message.to_incarnation.bytes[i] = (uint8_t)draw(random);
+  return message;
+}
+
+static void check_same(const struct raft_message *a, const struct raft_message *b, const struct raft_entry *x,
+                       const struct raft_entry *y, const struct raft_entry_meta *metas) {
+  assert_int_equal(a->type, b->type);
+  assert_int_equal(a->reject, b->reject);
+  assert_int_equal(a->to, b->to);
+  assert_memory_equal(&a->to_incarnation, &b->to_incarnation, sizeof a->to_incarnation);
+  assert_memory_equal(&a->term, &b->term, 8 * sizeof(uint64_t));
+  assert_int_equal(a->n_entries, b->n_entries);
+  for (uint32_t i = 0; i < a->n_entries; i++) {
+    uint8_t one[RAFT_ENTRY_HEADER_SIZE], two[RAFT_ENTRY_HEADER_SIZE];
+    raft_entry_encode_header(&x[i], one);
+    raft_entry_encode_header(&y[i], two);
+    assert_memory_equal(one, two, sizeof one);
+    if (raft_entry_size(&x[i])) assert_memory_equal(x[i].payload->bytes, y[i].payload->bytes, x[i].payload->size);
+    assert_int_equal(metas[i].term, x[i].term);
+    assert_int_equal(metas[i].size, raft_entry_size(&x[i]));
+    assert_int_equal(metas[i].type, x[i].type);
+  }
+}
+
+static void unref_all(struct raft_entry *entries, uint32_t n) {
+  for (uint32_t i = 0; i < n; i++) raft_payload_unref(entries[i].payload);
+}
+
+static void messages_come_back_as_they_were(void **state) {
+  uint64_t random = 1;
+  (void)state;
+  for (int round = 0; round < 500; round++) {
+    struct raft_entry entries[20], *decoded;
+    struct raft_entry_meta *metas;
+    uint32_t n = (uint32_t)(draw(&random) % 20), length;
+    struct raft_message message = random_message(&random, n), back;
+    for (uint32_t i = 0; i < n; i++) entries[i] = random_entry(&random, message.index + 1 + i);
+    uint8_t *frame = encode(&message, entries, &length);
+    assert_int_equal(decode(frame, length, &back, &decoded, &metas), RAFT_OK);
+    check_same(&message, &back, entries, decoded, metas);
+    unref_all(decoded, n);
+    unref_all(entries, n);
+    free(decoded);
+    free(metas);
+    free(frame);
+  }
+}
+
+static void a_flipped_bit_anywhere_is_noticed(void **state) {
+  uint64_t random = 2;
+  struct raft_entry entries[3], *decoded;
+  struct raft_entry_meta *metas;
+  struct raft_message message = random_message(&random, 3), back;
+  uint32_t length;
+  (void)state;
+  for (uint32_t i = 0; i < 3; i++) entries[i] = random_entry(&random, message.index + 1 + i);
+  uint8_t *frame = encode(&message, entries, &length);
+  for (uint32_t bit = 0; bit < 8 * length; bit++) {
+    frame[bit / 8] ^= (uint8_t)(1 << bit % 8);
+    assert_int_equal(decode(frame, length, &back, &decoded, &metas), RAFT_INVALID);
+    free(decoded);
+    free(metas);
+    frame[bit / 8] ^= (uint8_t)(1 << bit % 8);
+  }
+  unref_all(entries, 3);
+  free(frame);
+}
+
+/* Counts and sizes are read before the checksum over them is known to be right: none may lead astray. */
+static void whatever_a_peer_sends_is_decoded_or_refused(void **state) {
+  uint64_t random = 3;
+  (void)state;
+  for (int round = 0; round < 20000; round++) {
+    struct raft_entry entries[4], *decoded;
+    struct raft_entry_meta *metas;
+    uint32_t n = (uint32_t)(draw(&random) % 4), length;
+    struct raft_message message = random_message(&random, n), back;
+    for (uint32_t i = 0; i < n; i++) entries[i] = random_entry(&random, message.index + 1 + i);
+    uint8_t *frame = encode(&message, entries, &length);
+    for (uint64_t i = draw(&random) % 4; i < 4; i++) {
+      uint64_t value = draw(&random) % 3 ? draw(&random) : draw(&random) % 300;
+      uint32_t at = (uint32_t)(draw(&random) % (length < 200 ? length : 200));
+      memcpy(frame + at, &value, at + 8 <= length ? 1 + draw(&random) % 8 : 1);
+    }
+    uint8_t *cut = malloc(length); /* so that the sanitizer sees every byte too many */
+    assert_non_null(cut);
+    uint32_t shorter = draw(&random) % 2 ? length : (uint32_t)(WIRE_HEADER_SIZE + draw(&random) % (length - 15));
+    cut = realloc(cut, shorter);
+    assert_non_null(cut);
+    memcpy(cut, frame, shorter);
+    memcpy(cut, &shorter, 4);
+    if (decode(cut, shorter, &back, &decoded, &metas) == RAFT_OK) unref_all(decoded, back.n_entries);
+    struct raft_hello hello;
+    char text[RAFT_TRANSPORT_TEXT_MAX];
+    assert_int_equal(wire_decode_hello(cut, shorter, &hello), RAFT_INVALID);
+    assert_int_equal(wire_decode_refusal(cut, shorter, text), RAFT_INVALID);
+    free(decoded);
+    free(metas);
+    free(cut);
+    free(frame);
+    unref_all(entries, n);
+  }
+}
+
+static void greetings_come_back_as_they_were(void **state) {
+  uint8_t frame[WIRE_GREETING_MAX];
+  enum wire_type type;
+  uint32_t told;
+  char text[RAFT_TRANSPORT_TEXT_MAX];
+  struct raft_hello back;
+  struct raft_hello hello = {.protocol_lowest = 1,
+                             .protocol_highest = 2,
+                             .features = 3,
+                             .cluster = {{4}},
+                             .database = {{5}},
+                             .node = 6,
+                             .incarnation = {{7}},
+                             .election_ms = 8,
+                             .peers_hash = 9,
+                             .has_database = true,
+                             .page_size = 4096,
+                             .auto_vacuum = 2};
+  (void)state;
+  memset(hello.address, 'x', RAFT_ADDRESS_MAX - 1);
+  uint32_t length = wire_encode_hello(&hello, frame);
+  assert_int_equal(wire_decode_header(frame, WIRE_GREETING_MAX, &type, &told), RAFT_OK);
+  assert_int_equal(type, WIRE_HELLO);
+  assert_int_equal(told, length);
+  assert_int_equal(wire_decode_hello(frame, length, &back), RAFT_OK);
+  assert_memory_equal(&back.cluster, &hello.cluster, 2 * sizeof hello.cluster);
+  assert_int_equal(back.protocol_lowest, 1);
+  assert_int_equal(back.protocol_highest, 2);
+  assert_int_equal(back.features, 3);
+  assert_int_equal(back.node, 6);
+  assert_int_equal(back.incarnation.bytes[0], 7);
+  assert_int_equal(back.election_ms, 8);
+  assert_int_equal(back.peers_hash, 9);
+  assert_true(back.has_database);
+  assert_int_equal(back.page_size, 4096);
+  assert_int_equal(back.auto_vacuum, 2);
+  assert_string_equal(back.address, hello.address);
+  for (uint32_t bit = 0; bit < 8 * length; bit++) {
+    frame[bit / 8] ^= (uint8_t)(1 << bit % 8);
+    assert_true(bit / 8 < 8 || wire_decode_hello(frame, length, &back) == RAFT_INVALID);
+    frame[bit / 8] ^= (uint8_t)(1 << bit % 8);
+  }
+  length = wire_encode_refusal("no \x1b[31mred\n", frame);
+  assert_int_equal(wire_decode_refusal(frame, length, text), RAFT_OK);
+  assert_string_equal(text, "no  [31mred ");
+  assert_int_equal(wire_decode_refusal(frame, length - 1, text), RAFT_INVALID);
+}
+
+static void lengths_beyond_their_limit_are_refused_at_once(void **state) {
+  uint8_t frame[WIRE_GREETING_MAX];
+  enum wire_type type;
+  uint32_t told;
+  (void)state;
+  struct raft_hello hello = {.node = 6};
+  wire_encode_hello(&hello, frame);
+  static const uint32_t bad[] = {0, 15, WIRE_GREETING_MAX + 1, RAFT_FRAME_MAX, UINT32_MAX};
+  for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
+    memcpy(frame, &bad[i], 4);
+    assert_int_equal(wire_decode_header(frame, WIRE_GREETING_MAX, &type, &told), RAFT_INVALID);
+  }
+}
+
+static void entries_that_do_not_follow_each_other_are_refused(void **state) {
+  uint64_t random = 4;
+  struct raft_entry entries[2], *decoded;
+  struct raft_entry_meta *metas;
+  struct raft_message message = random_message(&random, 2), back;
+  uint32_t length;
+  (void)state;
+  entries[0] = random_entry(&random, message.index + 1);
+  entries[1] = random_entry(&random, message.index + 3);
+  uint8_t *frame = encode(&message, entries, &length);
+  assert_int_equal(decode(frame, length, &back, &decoded, &metas), RAFT_INVALID);
+  unref_all(entries, 2);
+  free(decoded);
+  free(metas);
+  free(frame);
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(messages_come_back_as_they_were),
+      cmocka_unit_test(a_flipped_bit_anywhere_is_noticed),
+      cmocka_unit_test(whatever_a_peer_sends_is_decoded_or_refused),
+      cmocka_unit_test(greetings_come_back_as_they_were),
+      cmocka_unit_test(lengths_beyond_their_limit_are_refused_at_once),
+      cmocka_unit_test(entries_that_do_not_follow_each_other_are_refused),
+  };
+  return cmocka_run_group_tests_name("wire", tests, NULL, NULL);
+}

@@ -21,6 +21,7 @@ struct forming_peer {
 
 struct raft_forming {
   uint64_t id;
+  size_t self; /* place of this node in peers */
   size_t n_peers;
   struct forming_peer peers[RAFT_MEMBERS_MAX]; /* by rising id; the own facts are among them */
 };
@@ -127,6 +128,7 @@ int raft_forming_open(const struct raft_peer_facts *self, const struct raft_peer
     raft_forming_close(opened);
     return RAFT_INVALID;
   }
+  opened->self = (size_t)(own - opened->peers);
   own->facts = *self;
   own->facts.peers_hash = raft_forming_hash(peers, n_peers);
   own->heard = true;
@@ -285,12 +287,7 @@ static void fill_configuration(const struct raft_forming *forming, const struct 
 
 enum raft_forming_state raft_forming_state(const struct raft_forming *forming, struct raft_configuration *configuration,
                                            char *text) {
-  const struct forming_peer *own = NULL;
-  for (size_t i = 0; i < forming->n_peers; i++) {
-    if (forming->peers[i].peer.id == forming->id) {
-      own = &forming->peers[i];
-    }
-  }
+  const struct forming_peer *own = &forming->peers[forming->self];
   text[0] = 0;
   if (is_refused(forming, own, text)) {
     return RAFT_FORMING_REFUSED;

@@ -161,14 +161,17 @@ uint64_t raft_quorum_contact(const struct raft *raft) {
   return raft_quorum_value(members, contacts);
 }
 
-/* Check-quorum (thesis 6.4), and a disk that has been stuck for as long: somebody else may do better. */
+/*
+** Check-quorum (thesis 6.4); and a disk that has been stuck for as long, if the others commit without it:
+** one of them leads better. If they do not either, nobody would gain by an election.
+*/
 static bool has_to_step_down(const struct raft *raft) {
 #ifndef RAFT_MUTANT_LEASE_WITHOUT_CHECK_QUORUM
   if (raft->now - raft_quorum_contact(raft) >= raft->options.election_ns) {
     return true;
   }
 #endif
-  return raft_is_stuck(raft) && !raft_is_alone(raft);
+  return raft_is_stuck(raft) && raft->commit_index > raft->log.durable_index;
 }
 
 void raft_leader_tick(struct raft *raft) {
@@ -182,10 +185,10 @@ void raft_leader_tick(struct raft *raft) {
 uint64_t raft_leader_next_tick(const struct raft *raft) {
   const uint64_t election = raft->options.election_ns;
   uint64_t next = raft_min(raft->heartbeat_at, raft_time_add(raft_quorum_contact(raft), election));
-  if (!raft_is_alone(raft)) {
+  if (!raft_is_stuck(raft)) {
     next = raft_min(next, raft_time_add(raft_log_oldest_write(&raft->log), election));
   }
-  return next;
+  return next; /* once it is stuck each heartbeat looks again */
 }
 
 void raft_advance_commit(struct raft *raft) {

@@ -29,18 +29,19 @@ void world_say(struct world *world, const char *format, ...) {
   char line[1024];
   va_list arguments;
   va_start(arguments, format);
-  const int length = vsnprintf(line, sizeof line - 1, format, arguments);
+  const int length = vsnprintf(line, sizeof line, format, arguments);
   va_end(arguments);
-  assert(length >= 0);
-  strcat(line, "\n");
-  const size_t needed = world->n_output + strlen(line) + 1;
+  assert(length >= 0 && (size_t)length < sizeof line);
+  const size_t needed = world->n_output + (size_t)length + 2;
   if (needed > world->output_capacity) {
     world->output_capacity = 2 * needed;
     world->output = realloc(world->output, world->output_capacity);
     assert(world->output);
   }
-  strcpy(world->output + world->n_output, line);
-  world->n_output += strlen(line);
+  memcpy(world->output + world->n_output, line, (size_t)length);
+  world->n_output += (size_t)length;
+  world->output[world->n_output++] = '\n';
+  world->output[world->n_output] = 0;
 }
 
 /* ---- Describing ---- */
@@ -345,26 +346,30 @@ void world_work(struct world *world, struct world_node *node) {
   work_with(world, node, NULL);
 }
 
+static void receive(struct world *world, struct world_node *to, const struct world_message *packet) {
+  struct raft_entry_meta metas[WORLD_ENTRIES_MAX];
+  const uint8_t *payloads[WORLD_ENTRIES_MAX];
+  struct raft_message message = packet->message;
+  assert(message.n_entries <= WORLD_ENTRIES_MAX);
+  for (uint32_t i = 0; i < message.n_entries; i++) {
+    metas[i] = packet->entries[i].meta;
+    payloads[i] = metas[i].type == RAFT_ENTRY_CONFIGURATION ? world->configuration_bytes : NULL;
+  }
+  message.entries = metas;
+  message.payloads = payloads;
+  raft_receive(to->raft, world->now, &message);
+  work_with(world, to, packet);
+}
+
 void world_take_message(struct world *world, uint32_t i, bool deliver) {
-  static struct world_message message;
-  message = world->messages[i];
+  const struct world_message message = world->messages[i];
   world->n_messages--;
   memmove(&world->messages[i], &world->messages[i + 1], (world->n_messages - i) * sizeof message);
   struct world_node *to = world_node(world, message.message.to);
   const struct world_node *from = world_node(world, message.message.from);
-  if (!deliver || !to || !to->raft || to->isolated || (from && from->isolated)) {
-    return;
+  if (deliver && to && to->raft && !to->isolated && !(from && from->isolated)) {
+    receive(world, to, &message);
   }
-  struct raft_entry_meta metas[WORLD_ENTRIES_MAX];
-  const uint8_t *payloads[WORLD_ENTRIES_MAX];
-  for (uint32_t j = 0; j < message.message.n_entries && j < WORLD_ENTRIES_MAX; j++) {
-    metas[j] = message.entries[j].meta;
-    payloads[j] = metas[j].type == RAFT_ENTRY_CONFIGURATION ? world->configuration_bytes : NULL;
-  }
-  message.message.entries = message.message.n_entries ? metas : NULL;
-  message.message.payloads = payloads;
-  raft_receive(to->raft, world->now, &message.message);
-  work_with(world, to, &message);
 }
 
 /* ---- Nodes ---- */

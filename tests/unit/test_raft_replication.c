@@ -133,6 +133,42 @@ static void the_leader_counts_itself_only_when_its_entry_is_durable(void **state
   assert_int_equal(stand_status(&stand).durable_index, index);
 }
 
+/* Time passes while both others answer heartbeats. */
+static void pass_time(uint64_t time) {
+  for (const uint64_t end = stand.now + time; stand.now < end;) {
+    stand_tick(&stand, STAND_HEARTBEAT);
+    for (uint64_t id = 2; id <= 3; id++) {
+      const struct raft_message result = stand_message(RAFT_HEARTBEAT_RESULT, id, stand_status(&stand).term);
+      stand_receive(&stand, &result);
+    }
+    stand_clear(&stand);
+  }
+}
+
+static void a_leader_whose_disk_is_stuck_steps_down_when_the_others_do_without_it(void **state) {
+  (void)state;
+  stand_open(&stand, 3);
+  stand_elect(&stand);
+  stand_acknowledge(&stand, 2, 2);
+  stand.writes_at_once = false;
+  const uint64_t index = propose(10);
+  stand_work(&stand);
+  pass_time(3 * STAND_ELECTION);
+  assert_int_equal(stand_status(&stand).role, RAFT_LEADER); /* their disks are no better */
+  stand_acknowledge(&stand, 2, index);
+  stand_acknowledge(&stand, 3, index);
+  assert_int_equal(stand_status(&stand).commit_index, index);
+  stand_tick(&stand, 1);
+  assert_int_equal(stand_status(&stand).role, RAFT_FOLLOWER);
+
+  /* It does not stand again while nothing gets written, and says so to no clock. */
+  stand_tick(&stand, 3 * STAND_ELECTION);
+  assert_int_equal(stand_status(&stand).role, RAFT_FOLLOWER);
+  assert_true(raft_next_tick(stand.raft) == UINT64_MAX);
+  raft_persisted(stand.raft, stand.now, stand.last_write);
+  assert_int_equal(stand_status(&stand).role, RAFT_PRE_CANDIDATE);
+}
+
 static void a_follower_with_nothing_under_way_hears_of_a_commit_at_once(void **state) {
   (void)state;
   stand_open(&stand, 3);
@@ -222,12 +258,9 @@ static void a_follower_merges_what_comes(void **state) {
   const struct {
     const char *name;
     uint64_t index, log_term;
-    uint64_t terms[6];
-    uint32_t n;
-    uint64_t commit;
+    uint64_t terms[6], n, commit;
     /* expected */
-    bool reject;
-    uint64_t result, hint_index, hint_term, last, last_term, commit_index;
+    uint64_t reject, result, hint_index, hint_term, last, last_term, commit_index;
   } rows[] = {
       /* the log is 1 2 2 3 3, entry 2 is committed */
       {"empty, matches", 5, 3, {0}, 0, 0, false, 5, 0, 0, 5, 3, 2},
@@ -254,7 +287,7 @@ static void a_follower_merges_what_comes(void **state) {
     stand_open_with(&stand, 3, terms, 5, &options);
     receive_append(4, 2, 2, NULL, 0, 2);
     stand_clear(&stand);
-    receive_append(4, rows[i].index, rows[i].log_term, rows[i].terms, rows[i].n, rows[i].commit);
+    receive_append(4, rows[i].index, rows[i].log_term, rows[i].terms, (uint32_t)rows[i].n, rows[i].commit);
     const struct raft_outgoing *result = stand_last(&stand, RAFT_APPEND_RESULT, 2);
     const struct raft_status status = stand_status(&stand);
     if (!result || result->message.reject != rows[i].reject || result->message.index != rows[i].result ||
@@ -415,6 +448,7 @@ int main(void) {
       cmocka_unit_test_teardown(no_more_than_the_window_is_under_way, close_stand),
       cmocka_unit_test_teardown(an_entry_larger_than_batch_and_window_goes_alone, close_stand),
       cmocka_unit_test_teardown(the_leader_counts_itself_only_when_its_entry_is_durable, close_stand),
+      cmocka_unit_test_teardown(a_leader_whose_disk_is_stuck_steps_down_when_the_others_do_without_it, close_stand),
       cmocka_unit_test_teardown(a_follower_with_nothing_under_way_hears_of_a_commit_at_once, close_stand),
       cmocka_unit_test_teardown(a_proposal_for_another_term_is_refused, close_stand),
       cmocka_unit_test_teardown(a_failed_write_stops_the_core_for_good, close_stand),

@@ -82,6 +82,7 @@ struct reply {
   bool is_leader, is_ready;
   char state[BENCH_TEXT_MAX];
   uint64_t commit_index, applied_index, log_bytes;
+  double cpu_total_us; /* of the process since it began */
   /* LOAD */
   struct tally writes, reads;
   double seconds;
@@ -93,6 +94,8 @@ struct reply {
 
 /* The child's side: never returns before its input ends or it is told to quit. Exit code. */
 int child_main(bool is_plain, const char *uri);
+/* Processor time of this process so far. */
+double process_cpu_us(void);
 /* Runs the load of `request` in this process. */
 void load_run(const char *uri, const struct request *request, struct reply *reply);
 
@@ -146,6 +149,8 @@ void cluster_start(struct cluster *cluster, const struct options *options, enum 
 void cluster_stop(struct cluster *cluster, const struct options *options);
 /* Makes the table, with rows in it, and waits until all nodes have them. */
 void cluster_prepare(struct cluster *cluster, enum table_kind table, uint32_t rows);
+/* Processor time of all its processes so far, in us. */
+double cluster_cpu_us(const struct cluster *cluster);
 /* Every acknowledged row must be there. */
 void cluster_check(const struct reply *reply, uint32_t rows_before);
 

@@ -27,9 +27,12 @@ static void status(sqlite3 *db, bool is_plain, struct reply *reply) {
   sqlite3_stmt *statement = NULL;
   char role[BENCH_TEXT_MAX];
   reply->is_ok = reply->is_leader = reply->is_ready = is_plain;
+  reply->cpu_total_us = process_cpu_us();
   if (is_plain) return;
   const char *sql = "SELECT role, state, commit_index, applied_index, log_bytes FROM balsa_status";
-  if (sqlite3_prepare_v2(db, sql, -1, &statement, NULL) == SQLITE_OK && sqlite3_step(statement) == SQLITE_ROW) {
+  int code = sqlite3_prepare_v2(db, sql, -1, &statement, NULL);
+  if (code == SQLITE_OK) code = sqlite3_step(statement);
+  if (code == SQLITE_ROW) {
     copy_text(role, sizeof role, statement, 0);
     copy_text(reply->state, sizeof reply->state, statement, 1);
     reply->is_leader = strcmp(role, "leader") == 0;
@@ -37,10 +40,12 @@ static void status(sqlite3 *db, bool is_plain, struct reply *reply) {
     reply->commit_index = (uint64_t)sqlite3_column_int64(statement, 2);
     reply->applied_index = (uint64_t)sqlite3_column_int64(statement, 3);
     reply->log_bytes = (uint64_t)sqlite3_column_int64(statement, 4);
-    reply->is_ok = true;
   } else {
     snprintf(reply->text, sizeof reply->text, "balsa_status: %s", sqlite3_errmsg(db));
+    snprintf(reply->state, sizeof reply->state, "%s", sqlite3_errmsg(db));
   }
+  /* A node without pages yet has no schema to look into: not ready, and no failure. */
+  reply->is_ok = code == SQLITE_ROW || code == SQLITE_BUSY;
   sqlite3_finalize(statement);
 }
 

@@ -264,6 +264,16 @@ void cluster_prepare(struct cluster *cluster, enum table_kind table, uint32_t ro
   wait_until_applied(cluster);
 }
 
+double cluster_cpu_us(const struct cluster *cluster) {
+  double sum = 0;
+  for (size_t i = 0; i < cluster->n_children; i++) {
+    struct reply reply;
+    child_ask(&cluster->children[i], &(struct request){.operation = OP_STATUS}, &reply);
+    sum += reply.cpu_total_us;
+  }
+  return sum;
+}
+
 void cluster_check(const struct reply *reply, uint32_t rows_before) {
   if (reply->rows_after < rows_before + reply->acknowledged)
     die("rows are missing: %llu are there, %u were, %llu more were acknowledged", (unsigned long long)reply->rows_after,

@@ -7,18 +7,19 @@
 
 #include "bench.h"
 
-enum { TABLE, WRITERS, VARIANT, RATE, RATIO, MEDIAN, HIGH, MAX, ERRORS, CPU, SWITCHES, LOAD, N_COLUMNS };
+enum { TABLE, WRITERS, VARIANT, RATE, RATIO, MEDIAN, HIGH, MAX, ERRORS, CPU, CPU_ALL, SWITCHES, LOAD, N_COLUMNS };
 static const struct column columns[N_COLUMNS] = {
-    [TABLE] = {"table", -6, 0},   [WRITERS] = {"writers", 7, 0},   [VARIANT] = {"variant", -7, 0},
-    [RATE] = {"commits/s", 9, 0}, [RATIO] = {"x plain", 7, 2},     [MEDIAN] = {"median us", 9, 0},
-    [HIGH] = {"99% us", 8, 0},    [MAX] = {"max us", 9, 0},        [ERRORS] = {"errors", 6, 0},
-    [CPU] = {"cpu us", 7, 0},     [SWITCHES] = {"switches", 8, 1}, [LOAD] = {"load", 5, 1},
+    [TABLE] = {"table", -6, 0},   [WRITERS] = {"writers", 7, 0}, [VARIANT] = {"variant", -7, 0},
+    [RATE] = {"commits/s", 9, 0}, [RATIO] = {"x plain", 7, 2},   [MEDIAN] = {"median us", 9, 0},
+    [HIGH] = {"99% us", 8, 0},    [MAX] = {"max us", 9, 0},      [ERRORS] = {"errors", 6, 0},
+    [CPU] = {"cpu us", 7, 0},     [CPU_ALL] = {"cpu all", 7, 0}, [SWITCHES] = {"switches", 8, 1},
+    [LOAD] = {"load", 5, 1},
 };
 
 /* What the runs of one setting and variant gave. */
 struct series {
   double rate[BENCH_RUNS_MAX], median[BENCH_RUNS_MAX], high[BENCH_RUNS_MAX], cpu[BENCH_RUNS_MAX],
-      switches[BENCH_RUNS_MAX], load[BENCH_RUNS_MAX];
+      cpu_all[BENCH_RUNS_MAX], switches[BENCH_RUNS_MAX], load[BENCH_RUNS_MAX];
   double max;
   uint64_t errors;
   struct tally first_failed;
@@ -42,7 +43,9 @@ static void run_once(const struct options *options, enum table_kind table, uint3
   cluster_start(&cluster, options, variant);
   cluster_prepare(&cluster, table, options->rows);
   if (getloadavg(&series->load[i], 1) != 1) series->load[i] = 0;
+  double cpu_before = cluster_cpu_us(&cluster);
   child_ask(cluster.leader, &request, &reply);
+  double cpu_all = cluster_cpu_us(&cluster) - cpu_before;
   cluster_check(&reply, options->rows);
   cluster_stop(&cluster, options);
   double done = reply.writes.done ? (double)reply.writes.done : 1;
@@ -50,6 +53,7 @@ static void run_once(const struct options *options, enum table_kind table, uint3
   series->median[i] = reply.writes.median_us;
   series->high[i] = reply.writes.high_us;
   series->cpu[i] = reply.cpu_us / done;
+  series->cpu_all[i] = cpu_all / (double)(reply.acknowledged ? reply.acknowledged : 1);
   series->switches[i] = (double)reply.switches / done;
   if (reply.writes.max_us > series->max) series->max = reply.writes.max_us;
   if (series->errors == 0) series->first_failed = reply.writes;
@@ -71,6 +75,7 @@ static double print(enum table_kind table, uint32_t writers, enum variant varian
       [MAX] = NUMBER(series->max),
       [ERRORS] = NUMBER(series->errors),
       [CPU] = NUMBER(median(series->cpu, series->n)),
+      [CPU_ALL] = NUMBER(median(series->cpu_all, series->n)),
       [SWITCHES] = NUMBER(median(series->switches, series->n)),
       [LOAD] = NUMBER(median(series->load, series->n)),
   };

@@ -160,13 +160,19 @@ struct usage {
   uint64_t switches, preemptions;
 };
 
+double process_cpu_us(void) {
+  struct rusage usage;
+  getrusage(RUSAGE_SELF, &usage);
+  return (double)(usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) * 1e6 +
+         (double)(usage.ru_utime.tv_usec + usage.ru_stime.tv_usec);
+}
+
 static struct usage usage_now(void) {
   struct rusage usage;
   getrusage(RUSAGE_SELF, &usage);
   return (struct usage){
       .at = now_ns(),
-      .cpu_us = (double)(usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) * 1e6 +
-                (double)(usage.ru_utime.tv_usec + usage.ru_stime.tv_usec),
+      .cpu_us = process_cpu_us(),
       .switches = (uint64_t)usage.ru_nvcsw,
       .preemptions = (uint64_t)usage.ru_nivcsw,
   };

@@ -5,11 +5,12 @@
 
 #include "bench.h"
 
-enum { VARIANT, TABLE, WRITERS, COMMITS, SECONDS, RATE, ERRORS, SWITCHES, CPU, N_COLUMNS };
+enum { VARIANT, TABLE, WRITERS, COMMITS, SECONDS, RATE, ERRORS, SWITCHES, CPU, CPU_ALL, N_COLUMNS };
 static const struct column columns[N_COLUMNS] = {
     [VARIANT] = {"variant", -7, 0}, [TABLE] = {"table", -6, 0},      [WRITERS] = {"writers", 7, 0},
     [COMMITS] = {"commits", 7, 0},  [SECONDS] = {"seconds", 7, 3},   [RATE] = {"commits/s", 9, 0},
     [ERRORS] = {"errors", 6, 0},    [SWITCHES] = {"switches", 8, 1}, [CPU] = {"cpu us", 7, 0},
+    [CPU_ALL] = {"cpu all", 7, 0},
 };
 
 static void measure(const struct options *options, enum variant variant, enum table_kind table, uint32_t writers) {
@@ -23,7 +24,9 @@ static void measure(const struct options *options, enum variant variant, enum ta
                          .queued = variant == VARIANT_QUEUED};
   cluster_start(&cluster, options, variant);
   cluster_prepare(&cluster, table, options->rows);
+  double cpu_before = cluster_cpu_us(&cluster);
   child_ask(cluster.leader, &load, &reply);
+  double cpu_all = cluster_cpu_us(&cluster) - cpu_before;
   cluster_check(&reply, options->rows);
   cluster_stop(&cluster, options);
   double done = reply.writes.done ? (double)reply.writes.done : 1;
@@ -37,6 +40,7 @@ static void measure(const struct options *options, enum variant variant, enum ta
       [ERRORS] = NUMBER(reply.writes.errors),
       [SWITCHES] = NUMBER((double)reply.switches / done),
       [CPU] = NUMBER(reply.cpu_us / done),
+      [CPU_ALL] = NUMBER(cpu_all / (double)(reply.acknowledged ? reply.acknowledged : 1)),
   };
   report_row(cells);
   if (reply.writes.errors)

@@ -17,7 +17,7 @@
 ** that says Hello to us is up: what waits for it is dialled at once.
 **
 ** A forked child has none of this: no thread, and its copies of the sockets are closed (socket.c). It must not
-** call any function of the transport.
+** use what it inherited, not even to free it; raft_transport_get gives it a transport of its own.
 */
 #include "transport.h"
 
@@ -804,7 +804,26 @@ static void transport_free(struct raft_transport *transport) {
   free(transport);
 }
 
+static void before_fork(void) {
+  pthread_mutex_lock(&transport_mutex);
+}
+
+static void after_fork_in_parent(void) {
+  pthread_mutex_unlock(&transport_mutex);
+}
+
+static void after_fork_in_child(void) {
+  the_transport = NULL;
+  pthread_mutex_unlock(&transport_mutex);
+}
+
+static void watch_forks(void) {
+  pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child);
+}
+
 struct raft_transport *raft_transport_get(struct os *os) {
+  static pthread_once_t once = PTHREAD_ONCE_INIT;
+  pthread_once(&once, watch_forks);
   pthread_mutex_lock(&transport_mutex);
   if (the_transport == NULL) {
     struct raft_transport *made = transport_new(os);

@@ -59,7 +59,10 @@ struct raft_transport_methods {
   void (*wake)(void *ctx);
 };
 
-/* The process's transport, its loop thread running; counted. NULL without memory or threads. */
+/*
+** The process's transport, its loop thread running; counted. NULL without memory or threads. A forked child
+** must not use the one it inherited, nor put or detach anything: it gets one of its own here.
+*/
 struct raft_transport *raft_transport_get(struct os *os);
 void raft_transport_put(struct raft_transport *transport);
 

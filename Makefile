@@ -200,7 +200,7 @@ TRACES ?= $(sort $(wildcard tests/trace/*.txt))
 TESTS ?= $(UNIT_TESTS)
 # With threads of their own: what ThreadSanitizer has something to say about.
 THREADED_TESTS ?= $(patsubst tests/unit/%.c,%,$(sort $(shell grep -lsE \
-  'pthread_create|os_thread_start|raft_transport_get|sqlite3_open' tests/unit/test_*.c)))
+  'pthread_create|os_thread_start|raft_transport_get|balsa_init' tests/unit/test_*.c)))
 
 .PHONY: unit trace sim mutants layers asan tsan cluster
 unit: $(TESTS:%=$(OUT)/tests/unit/%)

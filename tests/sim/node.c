@@ -577,7 +577,6 @@ static int open_files(struct sim *sim, struct sim_node *node, struct raft_hard_s
   if (rc == 0 && state->node == 0) {
     *state = (struct raft_hard_state){.node = node->id, .incarnation = node->incarnation};
     rc = raft_hard_state_write(node->state_file, state);
-    if (rc == 0) rc = os_sync_directory(os, node->folder);
     state->node = 0; /* it is its first start */
   }
   if (rc == 0) rc = raft_store_open(os, node->folder, &node->incarnation, &options, found, &node->store, text);

@@ -362,6 +362,8 @@ static void propose_now(struct sim *sim, struct sim_node *node, uint64_t id, uin
     SIM_TRACE(sim, "node %" PRIu64 " takes proposal %" PRIu64 " as %" PRIu64 "/%" PRIu64, node->id, id + i, index,
               status.term);
     stage(node, RAFT_ENTRY_DATA, status.term, index, payload);
+    node->pending = sim_grow(node->pending, &node->pending_capacity, node->n_pending + 1, sizeof *node->pending);
+    node->pending[node->n_pending++] = id + i;
   }
   take_work(sim, node, NULL);
 }

@@ -116,7 +116,10 @@ static bool run_until(struct sim *sim, uint64_t time, bool (*done)(struct sim *s
   return false;
 }
 
-/* A random majority of those that still are who they were. */
+/*
+** A random majority of those that still are who they were. While nothing is committed only the node
+** that forms the cluster knows of it, and must be among them.
+*/
 static void choose_majority(struct sim *sim, bool members[SIM_NODES_MAX]) {
   uint32_t slots[SIM_NODES_MAX] = {0}, n = 0;
   for (uint32_t i = 0; i < sim->n_nodes; i++)
@@ -124,7 +127,8 @@ static void choose_majority(struct sim *sim, bool members[SIM_NODES_MAX]) {
   const uint32_t wanted = (uint32_t)sim_random_between(&sim->random, sim_quorum(sim), n);
   memset(members, 0, SIM_NODES_MAX * sizeof members[0]);
   for (uint32_t i = 0; i < wanted; i++) {
-    const uint32_t j = i + (uint32_t)sim_random_below(&sim->random, n - i);
+    const bool is_settled = i == 0 && sim->checker.n_committed == 0;
+    const uint32_t j = is_settled ? 0 : i + (uint32_t)sim_random_below(&sim->random, n - i);
     const uint32_t chosen = slots[j];
     slots[j] = slots[i];
     slots[i] = chosen;
@@ -220,6 +224,7 @@ static void finish(struct sim *sim) {
     free(node->waiting);
     free(node->inbox);
     free(node->staged);
+    free(node->pending);
     free(node->log.marks);
     free(node->issued.marks);
     free(node->durable.marks);

@@ -170,6 +170,8 @@ struct sim_node {
   size_t n_inbox, inbox_capacity;
   struct raft_entry *staged; /* proposed, not yet in the store */
   size_t n_staged, staged_capacity;
+  uint64_t *pending; /* ids of operations whose clients wait here */
+  size_t n_pending, pending_capacity;
   uint64_t sequence;
 
   struct sim_log log, issued, durable; /* in memory, in the flush under way, surely on disk */
@@ -227,7 +229,6 @@ struct sim_workload {
   size_t n_operations, operations_capacity;
   struct sim_read *reads;
   size_t n_reads, reads_capacity;
-  size_t oldest_pending;
   bool is_stopped;
   bool is_quiet; /* a play wants no proposals */
 };
@@ -382,7 +383,8 @@ void sim_workload_step(struct sim *sim);
 uint64_t sim_workload_new_operation(struct sim *sim, struct sim_node *node);
 /* Asks node's core for the fates of its own pending entries. */
 void sim_workload_ask(struct sim *sim, struct sim_node *node);
-void sim_workload_node_died(struct sim *sim, const struct sim_node *node);
+/* Its clients get no answer any more. */
+void sim_workload_node_died(struct sim *sim, struct sim_node *node);
 void sim_workload_read(struct sim *sim, struct sim_node *node, enum raft_read_level level);
 
 /* ---- profiles.c, faults.c ---- */

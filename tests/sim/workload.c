@@ -66,31 +66,26 @@ static void ask(struct sim *sim) {
 }
 
 void sim_workload_ask(struct sim *sim, struct sim_node *node) {
-  struct sim_workload *workload = &sim->workload;
-  for (size_t i = workload->oldest_pending; i < workload->n_operations && !sim->has_failed; i++) {
-    struct sim_operation *operation = &workload->operations[i];
-    if (operation->state != SIM_OP_PENDING || operation->slot != node->slot || operation->boot != node->boot) continue;
+  size_t kept = 0;
+  for (size_t i = 0; i < node->n_pending; i++) {
+    const uint64_t id = node->pending[i];
+    struct sim_operation *operation = &sim->workload.operations[id - 1];
     const enum raft_fate fate = raft_fate(node->raft, operation->term, operation->index);
-    sim_check_fate(sim, node, i + 1, fate);
-    if (fate == RAFT_FATE_PENDING) continue;
+    sim_check_fate(sim, node, id, fate);
+    if (fate == RAFT_FATE_PENDING) {
+      node->pending[kept++] = id;
+      continue;
+    }
     operation->state = fate == RAFT_FATE_COMMITTED ? SIM_OP_COMMITTED : SIM_OP_LOST;
     sim->counters[fate == RAFT_FATE_COMMITTED ? SIM_COMMITTED : SIM_LOST]++;
   }
-  while (workload->oldest_pending < workload->n_operations &&
-         workload->operations[workload->oldest_pending].state > SIM_OP_PENDING)
-    workload->oldest_pending++;
+  node->n_pending = kept;
 }
 
-void sim_workload_node_died(struct sim *sim, const struct sim_node *node) {
-  struct sim_workload *workload = &sim->workload;
-  for (size_t i = workload->oldest_pending; i < workload->n_operations; i++) {
-    struct sim_operation *operation = &workload->operations[i];
-    if (operation->slot != node->slot || operation->boot != node->boot) continue;
-    if (operation->state == SIM_OP_QUEUED) operation->state = SIM_OP_REFUSED;
-    if (operation->state != SIM_OP_PENDING) continue;
-    operation->state = SIM_OP_UNKNOWN;
-    sim->counters[SIM_UNKNOWN]++;
-  }
+void sim_workload_node_died(struct sim *sim, struct sim_node *node) {
+  for (size_t i = 0; i < node->n_pending; i++) sim->workload.operations[node->pending[i] - 1].state = SIM_OP_UNKNOWN;
+  sim->counters[SIM_UNKNOWN] += node->n_pending;
+  node->n_pending = 0;
 }
 
 void sim_workload_step(struct sim *sim) {

@@ -526,8 +526,10 @@ static int start_node(struct node *node, const struct options *given, struct raf
   options_init(&kept);
   int code = check_given(node, given, text);
   if (code == SQLITE_OK) code = make_folder(node, text);
-  if (code == SQLITE_OK) code = open_database(node, given->commit_timeout_ms, &found, text);
   if (code == SQLITE_OK) code = node_kept_open(node, &kept, text);
+  bool is_given = options_has(given, OPTION_COMMIT_TIMEOUT);
+  if (code == SQLITE_OK)
+    code = open_database(node, is_given ? given->commit_timeout_ms : kept.commit_timeout_ms, &found, text);
   if (code == SQLITE_OK) code = open_vote(node, text);
   if (code == SQLITE_OK && node->formation == NODE_BOOTSTRAPPING && !found.has_marks) code = discard_log(node, text);
   if (code == SQLITE_OK) code = identify(node, given, text);

@@ -13,9 +13,10 @@
 
 #include "node_internal.h"
 
-/* Waits out a back-off; signals in between do not shorten it. mutex held. */
-static void back_off(struct node *node, pthread_cond_t *condition, uint64_t *delay) {
-  uint64_t until = os_now(node->os) + *delay;
+/* Waits out a back-off; signals in between do not shorten it. What is only busy is asked again soon. mutex held. */
+static void back_off(struct node *node, pthread_cond_t *condition, int error, uint64_t *delay) {
+  bool is_brief = error == VFS_BUSY && *delay > NODE_BUSY_RETRY_NS;
+  uint64_t until = os_now(node->os) + (is_brief ? NODE_BUSY_RETRY_NS : *delay);
   while (!node->stopping && os_now(node->os) < until) os_condition_wait(node->os, condition, &node->mutex, until);
   *delay = *delay * 2 < NODE_RETRY_NS_MAX ? *delay * 2 : NODE_RETRY_NS_MAX;
 }
@@ -33,7 +34,9 @@ static const char *name_of(int error) {
   }
 }
 
-static void set_blocked(struct node *node, int error, const char *text) {
+/* Somebody in the way for a moment is no news. */
+static void set_blocked(struct node *node, int error, uint64_t delay, const char *text) {
+  if (error == VFS_BUSY && delay < NODE_RETRY_NS_MAX) return;
   snprintf(node->blocked, sizeof node->blocked, "blocked by %s%s%.600s", name_of(error), text[0] ? ": " : "", text);
 }
 
@@ -73,8 +76,8 @@ static void compensate(struct node *node, uint64_t *delay) {
     node->blocked[0] = 0;
     *delay = NODE_RETRY_NS_MIN;
   } else if (may_pass(error)) {
-    set_blocked(node, error, "what this node wrote as leader and was not committed cannot be taken back yet");
-    back_off(node, &node->apply_condition, delay);
+    set_blocked(node, error, *delay, "what this node wrote as leader and was not committed cannot be taken back yet");
+    back_off(node, &node->apply_condition, error, delay);
   } else if (error != VFS_STOPPED) {
     quarantine(node, "what this node wrote as leader and was not committed could not be taken back: it serves no reads "
                      "until it starts again");
@@ -160,8 +163,8 @@ static void apply_batch(struct node *node, struct raft_entry *entries, uint64_t 
     node->blocked[0] = 0;
     *delay = NODE_RETRY_NS_MIN;
   } else if (may_pass(error)) {
-    set_blocked(node, error, text);
-    back_off(node, &node->apply_condition, delay);
+    set_blocked(node, error, *delay, text);
+    back_off(node, &node->apply_condition, error, delay);
   } else if (error != VFS_STOPPED) {
     quarantine(node, text);
   }
@@ -255,7 +258,7 @@ void node_checkpoint_thread(void *arg) {
     if (!error) delay = NODE_RETRY_NS_MIN;
     if (error == VFS_OK || error == VFS_STOPPED) continue;
     node->checkpoint_wanted = true;
-    back_off(node, &node->checkpoint_condition, &delay);
+    back_off(node, &node->checkpoint_condition, VFS_OK, &delay); /* it stalls writers: not too often */
   }
   pthread_mutex_unlock(&node->mutex);
 }

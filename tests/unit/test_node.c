@@ -2,8 +2,10 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <netinet/in.h>
+#include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -443,13 +445,18 @@ struct cluster {
   sqlite3 *db[3];
 };
 
-static void open_member(struct cluster *cluster, int i) {
+static int open_member_code(const struct cluster *cluster, int i, sqlite3 **db) {
   char name[32], options[512];
   snprintf(name, sizeof name, "node%d.db", i + 1);
   snprintf(options, sizeof options,
            "&node=%d&heartbeat=20&election=300&commit_timeout=%d&peers=1@127.0.0.1:%d,2@127.0.0.1:%d,3@127.0.0.1:%d",
            i + 1, TIMEOUT_MS, cluster->ports[0], cluster->ports[1], cluster->ports[2]);
-  cluster->db[i] = open_node(name, options);
+  return open_code(name, options, db);
+}
+
+static void open_member(struct cluster *cluster, int i) {
+  int code = open_member_code(cluster, i, &cluster->db[i]);
+  if (code != SQLITE_OK) fail_msg("node %d: %d %s", i + 1, code, vfs_open_error());
 }
 
 static void open_cluster(struct cluster *cluster) {
@@ -621,6 +628,110 @@ static void a_majority_is_needed_to_commit(void **state) {
   stop_cluster(&cluster);
 }
 
+/* ---- Writers while leaders come and go ---- */
+
+#define WRITERS 6
+#define ROUNDS 4
+#define ROWS_MAX 20000
+#define ROUND_ROWS 300 /* acknowledged in each round */
+
+enum answer { NOT_TRIED, ACKNOWLEDGED, LOST, UNKNOWN };
+
+struct writer {
+  struct cluster *cluster;
+  int number;
+  enum answer answers[ROWS_MAX];
+};
+
+static atomic_bool writers_stop;
+static atomic_int acknowledged;
+
+static enum answer answer_of(int code) {
+  switch (code) {
+  case SQLITE_OK: return ACKNOWLEDGED;
+  case SQLITE_BUSY_SNAPSHOT:
+  case SQLITE_ABORT_ROLLBACK:
+  case BALSA_IOERR_LOST: return LOST;
+  case BALSA_IOERR_UNKNOWN: return UNKNOWN;
+  default: return (code & 0xff) == SQLITE_READONLY || (code & 0xff) == SQLITE_BUSY ? LOST : UNKNOWN;
+  }
+}
+
+/* Writes to one node until it answers with an error of the kind that a stopped node gives. */
+static void write_rows(struct writer *writer, sqlite3 *db, int *row) {
+  while (!atomic_load(&writers_stop) && *row < ROWS_MAX) {
+    char sql[128];
+    snprintf(sql, sizeof sql, "INSERT INTO t VALUES(%d)", writer->number * ROWS_MAX + *row);
+    int code = run_code(db, sql);
+    writer->answers[*row] = answer_of(code);
+    if (code == SQLITE_OK) atomic_fetch_add(&acknowledged, 1);
+    if ((code & 0xff) == SQLITE_READONLY || (code & 0xff) == SQLITE_BUSY) sqlite3_sleep(1);
+    (*row)++;
+    if (writer->answers[*row - 1] == UNKNOWN) return;
+  }
+}
+
+static void *writer_main(void *arg) {
+  struct writer *writer = arg;
+  int row = 0;
+  while (!atomic_load(&writers_stop) && row < ROWS_MAX) {
+    sqlite3 *db = NULL;
+    if (open_member_code(writer->cluster, writer->number % 3, &db) == SQLITE_OK) write_rows(writer, db, &row);
+    sqlite3_close(db);
+  }
+  return NULL;
+}
+
+static void assert_answers_hold(sqlite3 *db, const struct writer *writers) {
+  static int count[WRITERS * ROWS_MAX];
+  sqlite3_stmt *statement = NULL;
+  memset(count, 0, sizeof count);
+  assert_int_equal(sqlite3_prepare_v2(db, "SELECT a FROM t", -1, &statement, NULL), SQLITE_OK);
+  while (sqlite3_step(statement) == SQLITE_ROW) count[sqlite3_column_int(statement, 0)]++;
+  assert_int_equal(sqlite3_finalize(statement), SQLITE_OK);
+  for (int i = 0; i < WRITERS * ROWS_MAX; i++) {
+    enum answer answer = writers[i / ROWS_MAX].answers[i % ROWS_MAX];
+    int least = answer == ACKNOWLEDGED, most = answer == ACKNOWLEDGED || answer == UNKNOWN;
+    if (count[i] < least || count[i] > most)
+      fail_msg("row %d was answered %d and is there %d times", i, (int)answer, count[i]);
+  }
+}
+
+static void every_answer_holds_while_leaders_stop_and_come_back(void **state) {
+  static struct writer writers[WRITERS];
+  struct cluster cluster = {0};
+  pthread_t threads[WRITERS];
+  (void)state;
+  open_cluster(&cluster);
+  run_on_leader(&cluster, "CREATE TABLE t(a)");
+  memset(writers, 0, sizeof writers);
+  atomic_store(&writers_stop, false);
+  atomic_store(&acknowledged, 0);
+  for (int i = 0; i < WRITERS; i++) {
+    writers[i].cluster = &cluster;
+    writers[i].number = i;
+    assert_int_equal(pthread_create(&threads[i], NULL, writer_main, &writers[i]), 0);
+  }
+  for (int round = 1; round <= ROUNDS; round++) {
+    while (atomic_load(&acknowledged) < round * ROUND_ROWS) sqlite3_sleep(1);
+    int leader = run_on_leader(&cluster, "INSERT INTO t SELECT 0 WHERE false");
+    sqlite3 *db = cluster.db[leader];
+    cluster.db[leader] = NULL;
+    assert_int_equal(balsa_stop(db, NULL), SQLITE_OK);
+    assert_int_equal(sqlite3_close(db), SQLITE_OK);
+    while (open_member_code(&cluster, leader, &cluster.db[leader]) != SQLITE_OK) {
+      sqlite3_close(cluster.db[leader]); /* its writers are still closing */
+      sqlite3_sleep(1);
+    }
+  }
+  atomic_store(&writers_stop, true);
+  for (int i = 0; i < WRITERS; i++) pthread_join(threads[i], NULL);
+  int leader = run_on_leader(&cluster, "CREATE TABLE u(a)");
+  assert_equal_nodes(&cluster, leader);
+  for (int i = 0; i < 3; i++) assert_answers_hold(cluster.db[i], writers);
+  stop_cluster(&cluster);
+}
+
 static void a_second_node_at_the_same_address_is_refused(void **state) {
   char options[64];
   int port;
@@ -663,6 +774,7 @@ int main(void) {
       TEST(the_others_go_on_without_the_leader),
       TEST(all_nodes_stopped_and_started_have_the_same_state),
       TEST(a_majority_is_needed_to_commit),
+      TEST(every_answer_holds_while_leaders_stop_and_come_back),
   };
   if (balsa_init() != SQLITE_OK) return 1;
   return cmocka_run_group_tests_name("node", tests, NULL, NULL);

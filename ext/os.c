@@ -162,7 +162,7 @@ static int real_size(struct os_file *file, uint64_t *size) {
 */
 static int real_allocate(struct os_file *file, uint64_t size) {
   static const uint8_t zeros[ZEROS_SIZE];
-  uint64_t offset;
+  uint64_t offset = 0;
   int error = real_size(file, &offset);
   if (error || offset >= size) return error;
   if (fallocate(as_real(file)->descriptor, FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)(size - offset)) < 0 &&

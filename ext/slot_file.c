@@ -35,7 +35,7 @@
 
 #include "bytes.h"
 
-#define SLOT_SIZE 4096u
+#define SLOT_SIZE ((size_t)4096)
 #define SLOTS 2
 #define HEADER_SIZE 32u
 #define CHECKED_HEADER 24u

@@ -19,8 +19,8 @@ struct slot_file;
 ** -EILSEQ (a torn write damages at most one, so that is damage: never treat it as empty).
 ** Another kind or a higher version: -EPROTO.
 */
-int slot_file_open(struct os *os, const char *path, const char kind[4], uint32_t version,
-                   void *payload, size_t payload_max, size_t *size, struct slot_file **file);
+int slot_file_open(struct os *os, const char *path, const char kind[4], uint32_t version, void *payload,
+                   size_t payload_max, size_t *size, struct slot_file **file);
 /* Durable when it returns 0. After a failure the file is not trusted: every later write fails (-EIO). */
 int slot_file_write(struct slot_file *file, const void *payload, size_t size);
 void slot_file_close(struct slot_file *file);

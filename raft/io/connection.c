@@ -52,7 +52,8 @@ static void frames_free(struct frames *frames) {
 
 static struct frame *frame_new(uint32_t head_size, uint32_t length, uint32_t payloads_max) {
   size_t payloads_at = (sizeof(struct frame) + head_size + 7) & ~(size_t)7;
-  struct frame *frame = malloc(payloads_at + payloads_max * sizeof(struct raft_payload *));
+  size_t payloads_size = payloads_max * sizeof(struct raft_payload *);
+  struct frame *frame = malloc(payloads_at + payloads_size);
   if (frame == NULL) return NULL;
   *frame = (struct frame){.length = length, .head_size = head_size};
   frame->payloads = (struct raft_payload **)(void *)((uint8_t *)frame + payloads_at);

@@ -58,6 +58,7 @@ static inline uint32_t raft_entry_size(const struct raft_entry *entry) {
 }
 void raft_entry_encode_header(const struct raft_entry *entry, uint8_t bytes[RAFT_ENTRY_HEADER_SIZE]);
 /* RAFT_INVALID for a wrong version, size or flags. Sets payload to NULL and *payload_size. */
-int raft_entry_decode_header(const uint8_t bytes[RAFT_ENTRY_HEADER_SIZE], struct raft_entry *entry, uint32_t *payload_size);
+int raft_entry_decode_header(const uint8_t bytes[RAFT_ENTRY_HEADER_SIZE], struct raft_entry *entry,
+                             uint32_t *payload_size);
 
 #endif

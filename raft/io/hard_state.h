@@ -17,7 +17,8 @@ struct raft_hard_state {
 struct raft_hard_state_file;
 
 /* A fresh file gives node = 0. Errors as slot_file_open. */
-int raft_hard_state_open(struct os *os, const char *path, struct raft_hard_state *state, struct raft_hard_state_file **file);
+int raft_hard_state_open(struct os *os, const char *path, struct raft_hard_state *state,
+                         struct raft_hard_state_file **file);
 /* Durable when it returns 0. Thread-safe; a term lower than the last one written is refused (-EINVAL). */
 int raft_hard_state_write(struct raft_hard_state_file *file, const struct raft_hard_state *state);
 void raft_hard_state_close(struct raft_hard_state_file *file);

@@ -46,8 +46,8 @@
 **   it: then whatever is wrong with it is damage, and the log must not be cut;
 ** - the last batch can be torn in one way only: pieces of it are still the zeros that were there before. A disk
 **   writes sectors of 512 bytes whole, so that at least one sector of it is blank; a process that dies while
-**   the kernel copies leaves zeros at the end, where the checksum is never zero. The batch header lies in one sector. A last
-**   batch that is wrong but shows no such blank is damage too.
+**   the kernel copies leaves zeros at the end, where the checksum is never zero. The batch header lies in one
+**   sector. A last batch that is wrong but shows no such blank is damage too.
 ** The limit: a last batch that was acknowledged and later lost a whole sector to zeros is taken for torn. The
 ** next batch, or the seal at a stop in order or at the next start, ends that time.
 **
@@ -65,13 +65,14 @@
 
 #include "../../ext/bytes.h"
 
-#define SEGMENT_MAGIC "BalsaLog"
 #define SEGMENT_VERSION 1u
 #define SEGMENT_CHECKED 40u
-#define BATCH_MAGIC "BTCH"
 #define BATCH_CHECKED 56u
 #define BATCH_LENGTH_MAX (SEGMENT_SIZE_MAX - SEGMENT_HEADER_SIZE)
 #define MAKE_STEP (1u << 20) /* bytes of zeros between two syncs, so that commits get their turn at the disk */
+
+static const char segment_magic[8] = {'B', 'a', 'l', 's', 'a', 'L', 'o', 'g'};
+static const char batch_magic[4] = {'B', 'T', 'C', 'H'};
 
 _Static_assert(RECORD_HEADER_SIZE % 8 == 0, "payloads begin at multiples of 8");
 _Static_assert(BATCH_SEAL_SIZE >= BATCH_HEADER_SIZE + BATCH_TRAILER_SIZE && BATCH_SEAL_SIZE % SEGMENT_ALIGN == 0,
@@ -98,7 +99,7 @@ uint32_t segment_number(const char *name) {
 static void header_encode(uint32_t number, const struct raft_uuid *incarnation, uint64_t salt,
                           uint8_t bytes[SEGMENT_HEADER_SIZE]) {
   memset(bytes, 0, SEGMENT_HEADER_SIZE);
-  memcpy(bytes, SEGMENT_MAGIC, 8);
+  memcpy(bytes, segment_magic, 8);
   le32_put(bytes + 8, SEGMENT_VERSION);
   le32_put(bytes + 12, number);
   memcpy(bytes + 16, incarnation->bytes, RAFT_UUID_SIZE);
@@ -108,7 +109,7 @@ static void header_encode(uint32_t number, const struct raft_uuid *incarnation, 
 
 enum segment_header_state segment_header_decode(const uint8_t bytes[SEGMENT_HEADER_SIZE], uint32_t number,
                                                 struct raft_uuid *incarnation, uint64_t *salt) {
-  if (memcmp(bytes, SEGMENT_MAGIC, 8) != 0 || le64_get(bytes + 40) != XXH3_64bits_withSeed(bytes, SEGMENT_CHECKED, 0))
+  if (memcmp(bytes, segment_magic, 8) != 0 || le64_get(bytes + 40) != XXH3_64bits_withSeed(bytes, SEGMENT_CHECKED, 0))
     return SEGMENT_HEADER_DAMAGED;
   if (le32_get(bytes + 8) != SEGMENT_VERSION) return SEGMENT_HEADER_VERSION;
   if (le32_get(bytes + 12) != number) return SEGMENT_HEADER_DAMAGED;
@@ -205,7 +206,7 @@ bool segment_record_decode(const uint8_t *bytes, uint64_t room, uint64_t salt, s
 uint64_t segment_batch_encode(const struct segment_batch *batch, uint64_t records_size, uint64_t salt, uint8_t *bytes) {
   uint8_t *trailer = bytes + batch->length - BATCH_TRAILER_SIZE;
   memset(bytes, 0, BATCH_HEADER_SIZE);
-  memcpy(bytes, BATCH_MAGIC, 4);
+  memcpy(bytes, batch_magic, 4);
   le32_put(bytes + 4, batch->length);
   le64_put(bytes + 8, batch->sequence);
   le64_put(bytes + 16, batch->previous);
@@ -220,7 +221,7 @@ uint64_t segment_batch_encode(const struct segment_batch *batch, uint64_t record
 }
 
 bool segment_batch_decode(const uint8_t bytes[BATCH_HEADER_SIZE], uint64_t salt, struct segment_batch *batch) {
-  if (memcmp(bytes, BATCH_MAGIC, 4) != 0) return false;
+  if (memcmp(bytes, batch_magic, 4) != 0) return false;
   if (le64_get(bytes + BATCH_CHECKED) != XXH3_64bits_withSeed(bytes, BATCH_CHECKED, salt)) return false;
   *batch = (struct segment_batch){
       .length = le32_get(bytes + 4),

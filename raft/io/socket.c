@@ -88,7 +88,9 @@ bool socket_name_parse(const char *address, struct socket_name *name, char *text
   }
   bool good = length > 0 && length < sizeof name->host && (bracketed || memchr(host, ':', length) == NULL);
   size_t digits = good ? strspn(colon + 1, "0123456789") : 0;
-  good = good && digits > 0 && digits < sizeof name->port && colon[1 + digits] == 0 && atoi(colon + 1) <= 65535;
+  good = good && digits > 0 && digits < sizeof name->port && colon[1 + digits] == 0;
+  unsigned long number = good ? strtoul(colon + 1, NULL, 10) : 0;
+  good = good && number <= UINT16_MAX;
   if (!good) {
     snprintf(text, text_size, "'%.300s' is not an address: write host:port, or [host]:port for IPv6", address);
     return false;
@@ -96,6 +98,7 @@ bool socket_name_parse(const char *address, struct socket_name *name, char *text
   memcpy(name->host, host, length);
   name->host[length] = 0;
   memcpy(name->port, colon + 1, digits + 1);
+  name->number = (uint16_t)number;
   return true;
 }
 

@@ -15,6 +15,7 @@
 struct socket_name {
   char host[RAFT_ADDRESS_MAX];
   char port[6];
+  uint16_t number; /* of the port */
 };
 
 /* false, with a sentence in text[text_size], if it is not such an address. */

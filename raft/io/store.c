@@ -338,7 +338,8 @@ static int make_spare_now(struct raft_store *store, uint32_t number, uint64_t si
   pthread_mutex_unlock(&store->mutex);
   int error = make_spare(store, number, size, &made);
   pthread_mutex_lock(&store->mutex);
-  store->spare = error ? (struct spare){.state = SPARE_NONE} : made;
+  if (error) made = (struct spare){.state = SPARE_NONE};
+  store->spare = made;
   pthread_cond_broadcast(&store->spare_changed);
   return error;
 }
@@ -412,7 +413,7 @@ static int enter_spare(struct raft_store *store, uint64_t size) {
   return 0;
 }
 
-/* Room for a batch of `length` bytes and a seal. A segment without a batch grows: two blank ones never follow each other. */
+/* Room for a batch of `length` bytes and a seal. A segment without a batch grows: two blank ones never follow another. */
 static int make_room(struct raft_store *store, uint64_t length) {
   char path[OS_PATH_MAX];
   uint64_t need = SEGMENT_HEADER_SIZE + length + BATCH_SEAL_SIZE;
@@ -647,6 +648,7 @@ static int plan_run(struct raft_store *store, uint64_t first, size_t n_max, size
     run->size = size;
     run->n++;
   }
+  assert(run->n > 0);
   run->locations = malloc(run->n * sizeof *begin);
   if (run->locations == NULL) return -ENOMEM;
   memcpy(run->locations, begin, run->n * sizeof *begin);
@@ -681,13 +683,13 @@ static int decode_run(struct raft_store *store, const struct run *run, const uin
   size_t n = 0;
   int error = 0;
   for (; n < run->n && error == 0; n++) {
-    uint64_t at = run->locations[n].offset - run->offset;
+    uint64_t at = run->locations[n].offset - run->offset, index = first + n;
     uint32_t size;
     if (!segment_record_decode(bytes + at, run->size - at, run->salt, &entries[n], &size) ||
-        entries[n].index != first + n) {
+        entries[n].index != index) {
       error = set_error(store, -EILSEQ, "%s/%08x.log: damaged at offset %llu: the record of entry %llu is wrong",
-                        store->folder, run->number, (unsigned long long)(run->offset + at),
-                        (unsigned long long)(first + n));
+                        store->folder, run->number, (unsigned long long)run->locations[n].offset,
+                        (unsigned long long)index);
       break;
     }
     if (size == 0) continue;

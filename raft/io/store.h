@@ -38,8 +38,8 @@ struct raft_store_found {
 ** file and offset in `text` (RAFT_STORE_TEXT_MAX bytes). Other errors: negative errno, text too.
 */
 int raft_store_open(struct os *os, const char *folder, const struct raft_uuid *incarnation,
-                    const struct raft_store_options *options, struct raft_store_found *found,
-                    struct raft_store **store, char *text);
+                    const struct raft_store_options *options, struct raft_store_found *found, struct raft_store **store,
+                    char *text);
 /* Does not flush. */
 void raft_store_close(struct raft_store *store);
 
@@ -76,13 +76,15 @@ void raft_store_error(struct raft_store *store, char *text);
 ** entry), each with a reference for the caller. Returns how many, 0 if `first` is not in memory
 ** (read it from disk then), negative errno.
 */
-int64_t raft_store_get(struct raft_store *store, uint64_t first, size_t n_max, size_t bytes_max, struct raft_entry *entries);
+int64_t raft_store_get(struct raft_store *store, uint64_t first, size_t n_max, size_t bytes_max,
+                       struct raft_entry *entries);
 /* The same from disk if need be. Blocks. -ENOENT: not in the log. -EILSEQ: damaged, text by raft_store_error. */
-int64_t raft_store_read(struct raft_store *store, uint64_t first, size_t n_max, size_t bytes_max, struct raft_entry *entries);
+int64_t raft_store_read(struct raft_store *store, uint64_t first, size_t n_max, size_t bytes_max,
+                        struct raft_entry *entries);
 
 struct raft_store_status {
   uint64_t first_index, last_index, durable_index;
-  uint64_t bytes;          /* of records on disk, without the zeros ahead */
+  uint64_t bytes; /* of records on disk, without the zeros ahead */
   uint64_t batches, synced_writes;
 };
 void raft_store_get_status(struct raft_store *store, struct raft_store_status *status);

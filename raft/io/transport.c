@@ -359,10 +359,9 @@ static void peer_dial(struct peer *peer) {
     peer_failed(peer); /* raft_transport_set_peer refused it: cannot be */
     return;
   }
-  int port = atoi(name.port);
-  if (uv_ip4_addr(name.host, port, &v4) == 0)
+  if (uv_ip4_addr(name.host, name.number, &v4) == 0)
     peer_connect(peer, (struct sockaddr *)&v4, sizeof v4);
-  else if (uv_ip6_addr(name.host, port, &v6) == 0)
+  else if (uv_ip6_addr(name.host, name.number, &v6) == 0)
     peer_connect(peer, (struct sockaddr *)&v6, sizeof v6);
   else
     peer_look_up(peer, &name);

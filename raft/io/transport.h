@@ -20,7 +20,7 @@
 
 #define RAFT_PROTOCOL_LOWEST 1
 #define RAFT_PROTOCOL_HIGHEST 1
-#define RAFT_FRAME_MAX (24u << 20)     /* bytes of one frame, header included */
+#define RAFT_FRAME_MAX (24u << 20)      /* bytes of one frame, header included */
 #define RAFT_SEND_QUEUE_MAX (32u << 20) /* bytes queued for one peer; more is dropped */
 #define RAFT_TRANSPORT_TEXT_MAX 640
 
@@ -86,7 +86,8 @@ int raft_transport_set_peer(struct raft_transport_node *node, uint64_t id, const
 ** a connection, or with RAFT_SEND_QUEUE_MAX queued, it is dropped (returns false). Heartbeats,
 ** votes and their results go before queued entries.
 */
-bool raft_transport_send(struct raft_transport_node *node, const struct raft_message *message, const struct raft_entry *entries);
+bool raft_transport_send(struct raft_transport_node *node, const struct raft_message *message,
+                         const struct raft_entry *entries);
 
 /* Runs `wake` on the loop thread soon / once at os_now() >= time (the earliest asked for wins). Any thread. */
 void raft_transport_wake(struct raft_transport_node *node);

@@ -235,7 +235,8 @@ static bool entries_are_whole(const uint8_t *frame, uint32_t length, const struc
   uint64_t checksum = head_checksum(frame, head_size);
   for (uint32_t i = 0; i < message->n_entries; i++) {
     uint32_t size;
-    if (raft_entry_decode_header(frame + MESSAGE_FIXED + i * RAFT_ENTRY_HEADER_SIZE, &entries[i], &size) != RAFT_OK)
+    if (raft_entry_decode_header(frame + MESSAGE_FIXED + (size_t)i * RAFT_ENTRY_HEADER_SIZE, &entries[i], &size) !=
+        RAFT_OK)
       return false;
     if (size > length - at || message->index >= UINT64_MAX - i - 1 || entries[i].index != message->index + i + 1)
       return false;
@@ -249,7 +250,7 @@ static bool entries_are_whole(const uint8_t *frame, uint32_t length, const struc
 int wire_decode_entries(const uint8_t *frame, uint32_t length, const struct raft_message *message,
                         struct raft_entry *entries, struct raft_entry_meta *metas) {
   if (!entries_are_whole(frame, length, message, entries, metas)) return RAFT_INVALID;
-  const uint8_t *bytes = frame + MESSAGE_FIXED + message->n_entries * RAFT_ENTRY_HEADER_SIZE;
+  const uint8_t *bytes = frame + MESSAGE_FIXED + (size_t)message->n_entries * RAFT_ENTRY_HEADER_SIZE;
   for (uint32_t i = 0; i < message->n_entries; i++) {
     if (metas[i].size == 0) continue;
     entries[i].payload = raft_payload_new(metas[i].size);

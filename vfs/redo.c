@@ -13,11 +13,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "database.h"
 
 #define COPY_BYTES (1u << 16)
+#define COPIES_MAX 1000 /* changed files that are kept side by side */
 
 struct redo {
   struct vfs_database *database;
@@ -187,19 +187,18 @@ static int copy_aside(struct redo *redo, char *name, size_t name_size) {
   struct os_file *copy = NULL;
   sqlite3_int64 size = 0;
   uint8_t *buffer = malloc(COPY_BYTES);
-  time_t now = time(NULL);
-  struct tm utc;
-  char stamp[32];
-  strftime(stamp, sizeof stamp, "%Y%m%dT%H%M%SZ", gmtime_r(&now, &utc));
-  snprintf(name, name_size, "%s.changed-%s", database->path, stamp);
   int error = buffer ? database->file->pMethods->xFileSize(database->file, &size) : SQLITE_NOMEM;
-  if (error == SQLITE_OK && size > 0) error = os_open(database->os, name, OS_OPEN_WRITE | OS_OPEN_CREATE, &copy);
+  for (int i = 1; !error && !copy; i++) {
+    snprintf(name, name_size, "%s.changed-%d", database->path, i);
+    int opened = os_open(database->os, name, OS_OPEN_WRITE | OS_OPEN_CREATE | OS_OPEN_EXCL, &copy);
+    if (opened != 0 && (opened != -EEXIST || i == COPIES_MAX)) error = opened;
+  }
   for (sqlite3_int64 at = 0; !error && at < size; at += COPY_BYTES) {
     int n = size - at < COPY_BYTES ? (int)(size - at) : (int)COPY_BYTES;
     error = database->file->pMethods->xRead(database->file, buffer, n, at);
     if (!error) error = os_write(copy, buffer, (size_t)n, (uint64_t)at);
   }
-  if (!error && copy) error = os_sync(copy);
+  if (!error) error = os_sync(copy);
   os_close(copy);
   free(buffer);
   if (!error) return VFS_OK;

@@ -337,7 +337,7 @@ int node_start_database(struct node *node, uint64_t commit_index, char *text) {
   uint64_t applied = 0;
   /* Before a cluster exists there is nothing to rebuild; page 1 comes with it. */
   uint32_t page_size = commit_index == 0 && node->configuration.n_members == 0 ? 0 : node->facts.page_size;
-  int error = vfs_database_start(node->database, commit_index, page_size, node->facts.auto_vacuum, &applied, text);
+  int error = vfs_database_start(node->database, commit_index, 1, NULL, page_size, node->facts.auto_vacuum, &applied, text);
   if (error) {
     if (!text[0]) node_say(text, "%s cannot be brought to the state at entry %" PRIu64, node->path, commit_index);
     return node_sqlite_error(error);

@@ -212,6 +212,72 @@ int vfs_apply(struct vfs_database *database, const struct vfs_log_entry *entry, 
   return error;
 }
 
+/* ---- A whole state at once ---- */
+
+/* Adds the page in `after` if it differs from what is there. */
+static int install_page(struct vfs_database *database, uint32_t page_number, struct held_page *held) {
+  if (page_number <= database->parts_pages) {
+    int code = vfs_wal_read_page(database->wal, page_number, database->committed.max_frame, database->before);
+    if (code != SQLITE_OK) return vfs_error_of_sqlite(code);
+    if (memcmp(database->before, database->after, database->page_size) == 0) return VFS_OK;
+  }
+  *held = (struct held_page){.page_number = page_number};
+  return add_held(database, held, 0);
+}
+
+/* All pages of the source; the last frame, which carries the size, is page 1 again. */
+static int install_pages(struct vfs_database *database, const struct vfs_source *source, char *text) {
+  uint32_t lock_page = vfs_lock_page(database->page_size);
+  struct held_page held = {0};
+  uint64_t checksum = 0;
+  for (uint32_t page_number = 1; page_number <= source->info.pages; page_number++) {
+    if (source->next(source->ctx, database->after, text) != 0) return VFS_DAMAGED;
+    if (page_number == lock_page) continue;
+    checksum ^= vfs_page_hash(page_number, database->after, database->page_size);
+    int error = install_page(database, page_number, &held);
+    if (error) return error;
+  }
+  if (checksum != source->info.checksum) return VFS_DIFFERS;
+  database->parts_checksum = checksum;
+  if (held.page_number == 0 && source->info.pages == database->parts_pages) return VFS_OK; /* it is that state */
+  if (read_current(database, 1, database->after) != SQLITE_OK) return VFS_IO;
+  held = (struct held_page){.page_number = 1};
+  return add_held(database, &held, source->info.pages);
+}
+
+/* ticket held */
+static int install_state(struct vfs_database *database, const struct vfs_source *source, char *text) {
+  struct vfs_wal_header live;
+  if (vfs_wal_read_header(database->wal, &live) != SQLITE_OK) return VFS_IO;
+  vfs_note_restart(database, &live);
+  parts_cancel(database);
+  struct vfs_log_entry end = {
+      .index = source->info.index,
+      .set = {.checksum = source->info.checksum, .pages = source->info.pages},
+  };
+  int error = parts_begin(database, 0);
+  if (!error) error = install_pages(database, source, text);
+  if (!error) error = parts_finish(database, &end);
+  if (error) parts_cancel(database);
+  return error;
+}
+
+int vfs_install(struct vfs_database *database, const struct vfs_source *source, char *text) {
+  text[0] = 0;
+  if (!atomic_load(&database->ready)) return VFS_BUSY;
+  if (source->info.page_size != database->page_size || source->info.pages == 0) return VFS_DAMAGED;
+  if (!vfs_database_take(database, source, VFS_TICKET_FRONT, os_now(database->os) + COMPENSATE_SLICE)) return VFS_BUSY;
+  pthread_mutex_lock(&database->mutex);
+  vfs_settle(database);
+  assert(database->in_flight_count == 0);
+  pthread_mutex_unlock(&database->mutex);
+  int error = install_state(database, source, text);
+  vfs_ticket_give(&database->ticket, source);
+  if (error && !text[0]) snprintf(text, VFS_TEXT_MAX, "%s: a snapshot cannot be installed: %s", database->path, apply_sentence(error));
+  if (!error && !atomic_exchange(&database->checkpoint_wanted, true)) database->methods->want_checkpoint(database->node);
+  return error;
+}
+
 static void name_blocker(struct vfs_database *database) {
   const struct vfs_connection *holder = vfs_ticket_holder(&database->ticket);
   vfs_set_blocked(database, "blocked by a write transaction that was open on %s when leadership ended (connection %p): "

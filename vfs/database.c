@@ -160,7 +160,7 @@ static bool is_as_stopped(struct vfs_database *database) {
 
 /* ---- Open ---- */
 
-static sqlite3_file *open_base(struct vfs_database *database, const char *name, int flags, int *code) {
+sqlite3_file *vfs_open_base(struct vfs_database *database, const char *name, int flags, int *code) {
   sqlite3_file *file = calloc(1, (size_t)database->base->szOsFile);
   int out_flags = 0;
   *code = file ? database->base->xOpen(database->base, name, file, flags, &out_flags) : SQLITE_NOMEM;
@@ -169,7 +169,7 @@ static sqlite3_file *open_base(struct vfs_database *database, const char *name, 
   return NULL;
 }
 
-static void close_base(sqlite3_file **file) {
+void vfs_close_base(sqlite3_file **file) {
   if (!*file) return;
   (*file)->pMethods->xClose(*file);
   free(*file);
@@ -216,7 +216,7 @@ static int look(struct vfs_database *database, struct vfs_found *found, char *te
 static int open_files(struct vfs_database *database, struct vfs_found *found, char *text) {
   char path[OS_PATH_MAX];
   int code = SQLITE_OK;
-  database->file = open_base(database, database->name, SQLITE_OPEN_MAIN_DB | SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE, &code);
+  database->file = vfs_open_base(database, database->name, SQLITE_OPEN_MAIN_DB | SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE, &code);
   if (!database->file) {
     snprintf(text, VFS_TEXT_MAX, "%s cannot be opened for writing (SQLite error %d)", database->path, code);
     return VFS_IO;
@@ -369,7 +369,7 @@ int vfs_database_begin_wal(struct vfs_database *database, uint32_t pages, char *
     remove_beside(database, "-wal");
     remove_beside(database, "-shm");
   }
-  database->wal_file = open_base(database, sqlite3_filename_wal(database->name),
+  database->wal_file = vfs_open_base(database, sqlite3_filename_wal(database->name),
                                  SQLITE_OPEN_WAL | SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE, &code);
   if (code == SQLITE_OK) code = vfs_wal_open(database->file, database->wal_file, database->page_size, &database->wal);
   if (code == SQLITE_OK) code = vfs_wal_init(database->wal, pages, salt, database->is_alone);
@@ -417,8 +417,8 @@ int vfs_database_create(struct vfs_database *database, uint32_t page_size, uint3
   return vfs_database_begin_wal(database, 1, text);
 }
 
-int vfs_database_start(struct vfs_database *database, uint64_t commit_index, uint32_t page_size, uint32_t auto_vacuum,
-                       uint64_t *applied, char *text) {
+int vfs_database_start(struct vfs_database *database, uint64_t commit_index, uint64_t log_first, const struct vfs_source *snapshot,
+                       uint32_t page_size, uint32_t auto_vacuum, uint64_t *applied, char *text) {
   sqlite3_int64 size = 0;
   int error = lock_files(database, text);
   if (error) return error;
@@ -432,7 +432,14 @@ int vfs_database_start(struct vfs_database *database, uint64_t commit_index, uin
   error = vfs_database_set_page_size(database, own_page_size);
   bool is_ours = is_as_stopped(database) || (database->is_alone && shm_is_ours(database));
   text[0] = 0;
-  if (!error) error = vfs_redo(database, commit_index, auto_vacuum, !is_ours, applied, text);
+  struct vfs_redo_options options = {
+      .commit_index = commit_index,
+      .log_first = log_first,
+      .snapshot = snapshot,
+      .auto_vacuum = auto_vacuum,
+      .verify = !is_ours,
+  };
+  if (!error) error = vfs_redo(database, &options, applied, text);
   if (error) {
     if (!text[0]) snprintf(text, VFS_TEXT_MAX, "%s: redo from the log: %s", database->path, vfs_error_text(error));
     return error;
@@ -471,9 +478,9 @@ void vfs_database_stop(struct vfs_database *database, uint64_t deadline) {
 
 void vfs_database_close(struct vfs_database *database) {
   vfs_wal_close(database->wal);
-  close_base(&database->wal_file);
+  vfs_close_base(&database->wal_file);
   if (database->file && atomic_load(&database->ready)) database->file->pMethods->xShmUnmap(database->file, 0);
-  close_base(&database->file);
+  vfs_close_base(&database->file);
   if (database->marks_file) slot_file_close(database->marks_file);
   vfs_ownership_release(database->ownership);
   vfs_encoder_free(database->encoder);

@@ -176,14 +176,23 @@ void vfs_set_blocked(struct vfs_database *database, const char *format, ...) __a
 int vfs_write_marks(struct vfs_database *database, const struct vfs_marks *marks);
 int vfs_error_of_sqlite(int code);
 const char *vfs_error_text(int error);
-/* redo.c: the file becomes the state at `commit_index`; sets committed, captured and marks. `verify`: scan the checksum after it
-** and rebuild the file from the whole log if it differs. */
-int vfs_redo(struct vfs_database *database, uint64_t commit_index, uint32_t auto_vacuum, bool verify, uint64_t *applied, char *text);
+/* redo.c: the file becomes the state at `commit_index`; sets committed, captured and marks. */
+struct vfs_redo_options {
+  uint64_t commit_index;
+  uint64_t log_first;                /* first entry that the log has */
+  const struct vfs_source *snapshot; /* NULL: none */
+  uint32_t auto_vacuum;
+  bool verify; /* scan the checksum afterwards, and make the file again if it differs */
+};
+int vfs_redo(struct vfs_database *database, const struct vfs_redo_options *options, uint64_t *applied, char *text);
 /* Page 1 of an empty database in WAL mode. */
 void vfs_first_page(uint8_t *page, uint32_t page_size, uint32_t auto_vacuum);
 /* The rolling checksum of the file's first `pages` pages, read from the file. */
 int vfs_scan_checksum(struct vfs_database *database, uint32_t pages, uint64_t *checksum);
 /* Buffers, encoder and decoder for this page size. */
+/* A handle of the base VFS, and its end. NULL and *code on error. */
+sqlite3_file *vfs_open_base(struct vfs_database *database, const char *name, int flags, int *code);
+void vfs_close_base(sqlite3_file **file);
 int vfs_database_set_page_size(struct vfs_database *database, uint32_t page_size);
 /* Makes wal_file, wal and the wal-index for a file of `pages` pages that is state `index`. */
 int vfs_database_begin_wal(struct vfs_database *database, uint32_t pages, char *text);

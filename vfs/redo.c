@@ -25,6 +25,9 @@ struct redo {
   uint32_t pages;
   uint64_t checksum, set_index;
   uint64_t through; /* commit index */
+  uint64_t log_first;
+  const struct vfs_source *snapshot; /* NULL: none; used once */
+  uint32_t auto_vacuum;
 };
 
 void vfs_first_page(uint8_t *page, uint32_t page_size, uint32_t auto_vacuum) {
@@ -206,24 +209,59 @@ static int copy_aside(struct redo *redo, char *name, size_t name_size) {
   return error == -ENOSPC ? VFS_NO_SPACE : VFS_IO;
 }
 
-/* The file again from nothing. The marks say so first, so that a crash in the middle does it over. */
-static int rebuild(struct redo *redo, uint32_t auto_vacuum) {
+/* ---- The file again from nothing, or from a snapshot ---- */
+
+/* The marks say so first, so that a crash in the middle does it over. */
+static int mark_rebuild(struct redo *redo) {
   struct vfs_database *database = redo->database;
   struct vfs_marks marks = database->marks;
-  marks.checkpointed = 0;
+  marks.checkpointed = marks.set_index = marks.checksum = 0;
   marks.begun = redo->through;
-  marks.set_index = marks.checksum = 0;
+  marks.page_size = database->page_size;
   marks.pages = 1;
-  int error = vfs_write_marks(database, &marks);
-  if (error) return error;
-  int code = database->file->pMethods->xTruncate(database->file, 0);
-  vfs_first_page(database->after, database->page_size, auto_vacuum);
-  if (code == SQLITE_OK) code = write_file_page(database, 1, database->after);
-  if (code != SQLITE_OK) return vfs_error_of_sqlite(code);
+  return vfs_write_marks(database, &marks);
+}
+
+static int write_first_page(struct redo *redo) {
+  struct vfs_database *database = redo->database;
+  vfs_first_page(database->after, database->page_size, redo->auto_vacuum);
   redo->pages = 1;
   redo->set_index = 0;
   redo->checksum = vfs_page_hash(1, database->after, database->page_size);
-  error = redo_range(redo, 1);
+  return vfs_error_of_sqlite(write_file_page(database, 1, database->after));
+}
+
+static int write_snapshot(struct redo *redo) {
+  struct vfs_database *database = redo->database;
+  const struct vfs_source *source = redo->snapshot;
+  uint32_t lock_page = vfs_lock_page(database->page_size);
+  redo->snapshot = NULL;
+  redo->pages = source->info.pages;
+  redo->set_index = source->info.index;
+  redo->checksum = source->info.checksum;
+  for (uint32_t page_number = 1; page_number <= source->info.pages; page_number++) {
+    if (source->next(source->ctx, database->after, redo->text) != 0) return VFS_DAMAGED;
+    if (page_number == lock_page) continue;
+    int code = write_file_page(database, page_number, database->after);
+    if (code != SQLITE_OK) return vfs_error_of_sqlite(code);
+  }
+  return VFS_OK;
+}
+
+/* Where to begin: the snapshot if there is one, else the empty database that the log begins with. */
+static int rebuild(struct redo *redo) {
+  struct vfs_database *database = redo->database;
+  uint64_t from = redo->snapshot ? redo->snapshot->info.index : 0;
+  if (redo->log_first > from + 1) {
+    snprintf(redo->text, VFS_TEXT_MAX, "%s must be made again, but the log begins at entry %llu and no snapshot reaches it; restore %s from a copy, or let the node join anew",
+             database->path, (unsigned long long)redo->log_first, database->folder);
+    return VFS_DAMAGED;
+  }
+  int error = mark_rebuild(redo);
+  if (error) return error;
+  error = vfs_error_of_sqlite(database->file->pMethods->xTruncate(database->file, 0));
+  if (!error) error = redo->snapshot ? write_snapshot(redo) : write_first_page(redo);
+  if (!error) error = redo_range(redo, from + 1);
   return error ? error : finish_file(redo);
 }
 
@@ -239,7 +277,7 @@ static int differs(struct redo *redo, bool *is_different) {
   return error;
 }
 
-static int rebuild_changed(struct redo *redo, uint32_t auto_vacuum) {
+static int rebuild_changed(struct redo *redo) {
   struct vfs_database *database = redo->database;
   char name[VFS_TEXT_MAX];
   bool is_different = false;
@@ -247,7 +285,7 @@ static int rebuild_changed(struct redo *redo, uint32_t auto_vacuum) {
   if (error) return error;
   sqlite3_log(SQLITE_WARNING, "balsa: %s was changed by another program while its node was down; it is kept as %s and made again from the log",
               database->path, name);
-  error = rebuild(redo, auto_vacuum);
+  error = rebuild(redo);
   if (!error) error = differs(redo, &is_different);
   if (!error && is_different) {
     snprintf(redo->text, VFS_TEXT_MAX, "%s: made again from the log, it still differs from what the log says", database->path);
@@ -256,26 +294,29 @@ static int rebuild_changed(struct redo *redo, uint32_t auto_vacuum) {
   return error;
 }
 
-int vfs_redo(struct vfs_database *database, uint64_t commit_index, uint32_t auto_vacuum, bool verify, uint64_t *applied, char *text) {
+int vfs_redo(struct vfs_database *database, const struct vfs_redo_options *options, uint64_t *applied, char *text) {
   struct redo redo = {
       .database = database,
       .text = text,
       .pages = database->marks.pages,
       .checksum = database->marks.checksum,
       .set_index = database->marks.set_index,
-      .through = commit_index,
+      .through = options->commit_index,
+      .log_first = options->log_first,
+      .snapshot = options->snapshot,
+      .auto_vacuum = options->auto_vacuum,
   };
   sqlite3_int64 size = 0;
   bool is_different = false;
   if (database->file->pMethods->xFileSize(database->file, &size) != SQLITE_OK) return VFS_IO;
   int error = VFS_OK;
-  if (size == 0) {
-    error = rebuild(&redo, auto_vacuum);
+  if (size == 0 || redo.log_first > database->marks.checkpointed + 1) {
+    error = rebuild(&redo);
   } else {
     error = redo_range(&redo, database->marks.checkpointed + 1);
     if (!error) error = finish_file(&redo);
-    if (!error && verify) error = differs(&redo, &is_different);
-    if (!error && is_different) error = rebuild_changed(&redo, auto_vacuum);
+    if (!error && options->verify) error = differs(&redo, &is_different);
+    if (!error && is_different) error = rebuild_changed(&redo);
   }
   if (!error) error = mark_redone(&redo);
   if (error) return error;

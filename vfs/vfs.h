@@ -103,6 +103,20 @@ struct vfs_found {
   uint64_t begun;        /* a checkpoint to here may have been under way; these entries are committed */
 };
 
+/* A whole state of the database, page by page: from a view of it, a snapshot file, or the leader. */
+struct vfs_state_info {
+  uint64_t index;    /* last change set in it */
+  uint64_t checksum; /* rolling checksum */
+  uint32_t page_size, pages;
+};
+
+/* Where the pages of a whole state come from: `next` gives them in order, from 1. Non-zero: it cannot, and says why in text. */
+struct vfs_source {
+  struct vfs_state_info info;
+  int (*next)(void *ctx, void *page, char *text);
+  void *ctx;
+};
+
 /* ---- The life of a database, on the thread that starts the node ---- */
 
 /* Takes ownership of the files (VFS_BUSY: another process has them, named in text) and looks at them. */
@@ -126,9 +140,12 @@ int vfs_database_create(struct vfs_database *database, uint32_t page_size, uint3
 ** and wal-index away or resets them, verifies or rebuilds the file if it was changed from outside. Then
 ** connections may use it. *applied = commit_index, or less if a
 ** transaction in parts ends only behind it. For a file without content and commit_index 0: only opens.
-** `settings` page size and auto_vacuum are needed to rebuild from nothing; 0 if unknown.
+** `settings` page size and auto_vacuum are needed to rebuild from nothing; 0 if unknown. `log_first` is the first entry that the log still
+** has; `snapshot` (or NULL) is a durable one to make the file from where the log does not reach back far enough, or
+** the file is lost or changed.
 */
-int vfs_database_start(struct vfs_database *database, uint64_t commit_index, uint32_t page_size, uint32_t auto_vacuum, uint64_t *applied, char *text);
+int vfs_database_start(struct vfs_database *database, uint64_t commit_index, uint64_t log_first, const struct vfs_source *snapshot,
+                       uint32_t page_size, uint32_t auto_vacuum, uint64_t *applied, char *text);
 /* Connections get errors from now on; open write transactions are doomed. Checkpoints if it can within `deadline`. */
 void vfs_database_stop(struct vfs_database *database, uint64_t deadline);
 /* After stop, when no connection is left (xClose of the last one reports by vfs_host.detach). Releases the files. */
@@ -157,6 +174,24 @@ int vfs_compensate(struct vfs_database *database, uint64_t commit_index, bool (*
 int vfs_apply(struct vfs_database *database, const struct vfs_log_entry *entry, char *text);
 /* On a thread of its own or the apply thread. VFS_BUSY: a reader or writer was in the way, try again later. */
 int vfs_checkpoint(struct vfs_database *database, char *text);
+
+/* ---- Snapshots ---- */
+
+/*
+** A committed and locally durable state that stays readable while writers go on. Holds the ticket only to be tied to the
+** state (at most until `deadline`). Checkpoints do not go beyond it until it is closed. One thread at a time.
+*/
+struct vfs_view;
+int vfs_view_open(struct vfs_database *database, uint64_t deadline, struct vfs_view **view, struct vfs_state_info *info, char *text);
+/* Pages from 1 on; the lock-byte page is zeros. SQLite error code. */
+int vfs_view_read(struct vfs_view *view, uint32_t page_number, void *page);
+void vfs_view_close(struct vfs_view *view);
+
+/*
+** On the apply thread of a follower: the database becomes the source's state, in one large apply; readers keep their
+** snapshots. Only pages that differ go to the WAL. If it fails nothing is changed, and it may be tried again with a fresh source.
+*/
+int vfs_install(struct vfs_database *database, const struct vfs_source *source, char *text);
 
 struct vfs_status {
   uint32_t page_size, pages;

@@ -714,3 +714,41 @@ int vfs_wal_restart(struct vfs_wal *wal, uint32_t random_salt) {
   pthread_mutex_unlock(&wal->marks);
   return rc;
 }
+
+/* ---- A read view ---- */
+
+/* Takes READ(i) shared if the mark still is `frame`. */
+static bool pin_mark(const void *region, sqlite3_file *handle, int i, uint32_t frame) {
+  const int lock = VFS_WAL_LOCK_READ(i);
+  if (load(region, mark_offset(i)) != frame) return false;
+  if (handle->pMethods->xShmLock(handle, lock, 1, SQLITE_SHM_LOCK | SQLITE_SHM_SHARED) != SQLITE_OK) return false;
+  if (load(region, mark_offset(i)) == frame) return true;
+  handle->pMethods->xShmLock(handle, lock, 1, SQLITE_SHM_UNLOCK | SQLITE_SHM_SHARED);
+  return false;
+}
+
+/* Sets a mark that nobody uses. */
+static bool set_mark(void *region, sqlite3_file *handle, int i, uint32_t frame) {
+  const int lock = VFS_WAL_LOCK_READ(i);
+  if (handle->pMethods->xShmLock(handle, lock, 1, SQLITE_SHM_LOCK | SQLITE_SHM_EXCLUSIVE) != SQLITE_OK) return false;
+  store(region, mark_offset(i), frame);
+  handle->pMethods->xShmLock(handle, lock, 1, SQLITE_SHM_UNLOCK | SQLITE_SHM_EXCLUSIVE);
+  return true;
+}
+
+int vfs_wal_pin(struct vfs_wal *wal, sqlite3_file *handle, uint32_t frame, int *mark) {
+  void volatile *mapped = NULL;
+  int rc = handle->pMethods->xShmMap(handle, 0, VFS_WAL_REGION_SIZE, 0, &mapped);
+  if (rc != SQLITE_OK) return rc;
+  void *region = wal->regions[0];
+  /* Not mark 0: it would keep every checkpoint from writing, and not only those that go beyond `frame`. */
+  for (*mark = 1; *mark < VFS_WAL_READERS; ++*mark)
+    if (pin_mark(region, handle, *mark, frame)) return SQLITE_OK;
+  for (*mark = 1; *mark < VFS_WAL_READERS; ++*mark)
+    if (set_mark(region, handle, *mark, frame) && pin_mark(region, handle, *mark, frame)) return SQLITE_OK;
+  return SQLITE_BUSY;
+}
+
+void vfs_wal_unpin(sqlite3_file *handle, int mark) {
+  handle->pMethods->xShmLock(handle, VFS_WAL_LOCK_READ(mark), 1, SQLITE_SHM_UNLOCK | SQLITE_SHM_SHARED);
+}

@@ -132,4 +132,15 @@ void vfs_wal_set_backfilled(struct vfs_wal *wal, uint32_t frame);
 */
 int vfs_wal_restart(struct vfs_wal *wal, uint32_t random_salt);
 
+
+/* ---- A read view (snapshots) ---- */
+
+/*
+** Holds the state at `frame` (a transaction boundary of the present WAL) readable on `handle`, a handle of the base VFS of its own:
+** no checkpoint goes beyond it and the WAL does not start again until vfs_wal_unpin. The caller holds WRITE, so that no
+** reset comes between. *mark for unpin. SQLITE_BUSY if all read marks are in use.
+*/
+int vfs_wal_pin(struct vfs_wal *wal, sqlite3_file *handle, uint32_t frame, int *mark);
+void vfs_wal_unpin(sqlite3_file *handle, int mark);
+
 #endif

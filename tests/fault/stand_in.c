@@ -167,10 +167,10 @@ static void open_database(struct stand_in *node, uint32_t page_size, uint32_t au
   if (!found->has_marks) check(vfs_database_create(node->database, page_size, auto_vacuum, text), text);
 }
 
-static void start(struct stand_in *node, uint64_t commit_index) {
+static void start(struct stand_in *node, uint64_t commit_index, uint64_t log_first, const struct vfs_source *snapshot) {
   char text[VFS_TEXT_MAX] = "";
   uint64_t applied = 0;
-  check(vfs_database_start(node->database, commit_index, 0, 0, &applied, text), text);
+  check(vfs_database_start(node->database, commit_index, log_first, snapshot, 0, 0, &applied, text), text);
 }
 
 void stand_in_open(struct stand_in *node, uint32_t page_size, uint32_t auto_vacuum, uint32_t timeout_ms) {
@@ -186,7 +186,7 @@ void stand_in_open(struct stand_in *node, uint32_t page_size, uint32_t auto_vacu
   if (!mkdtemp(node->folder)) abort();
   snprintf(node->path, sizeof node->path, "%.*s/app.db", (int)sizeof node->path - 16, node->folder);
   open_database(node, page_size, auto_vacuum, timeout_ms, &found);
-  start(node, 0);
+  start(node, 0, 1, NULL);
   for (int i = 0; i < STAND_INS_MAX; i++) {
     if (nodes[i]) continue;
     nodes[i] = node;
@@ -200,10 +200,14 @@ void stand_in_kill(struct stand_in *node) {
   node->database = NULL;
 }
 
-void stand_in_restart(struct stand_in *node) {
+void stand_in_copy_next(struct stand_in *node, const struct stand_in *leader) { append(node, &leader->entries[node->last + 1]); }
+
+void stand_in_restart(struct stand_in *node) { stand_in_restart_from(node, 1, NULL); }
+
+void stand_in_restart_from(struct stand_in *node, uint64_t log_first, const struct vfs_source *snapshot) {
   struct vfs_found found;
   open_database(node, 0, 0, 20000, &found);
-  start(node, node->commit_index);
+  start(node, node->commit_index, log_first, snapshot);
   node->epoch++;
   node->holds = false;
 }

@@ -32,6 +32,10 @@ void stand_in_open(struct stand_in *node, uint32_t page_size, uint32_t auto_vacu
 void stand_in_kill(struct stand_in *node);
 /* Opens again: redo through commit_index. */
 void stand_in_restart(struct stand_in *node);
+/* The same with a log that begins at log_first, and a snapshot. */
+void stand_in_restart_from(struct stand_in *node, uint64_t log_first, const struct vfs_source *snapshot);
+/* Appends the leader's next entry to its log. */
+void stand_in_copy_next(struct stand_in *node, const struct stand_in *leader);
 /* Removes everything. */
 void stand_in_close(struct stand_in *node);
 

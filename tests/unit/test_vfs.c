@@ -610,6 +610,131 @@ static void a_file_that_a_plain_program_changed_is_made_again_from_the_log(void 
   stand_in_close(&node);
 }
 
+/* The pages of a view, as a snapshot has them. */
+struct view_pages {
+  struct vfs_view *view;
+  uint32_t next, fails_at;
+};
+
+static int next_page(void *ctx, void *page, char *text) {
+  struct view_pages *pages = ctx;
+  pages->next++;
+  if (pages->next == pages->fails_at) {
+    snprintf(text, VFS_TEXT_MAX, "no page %u", pages->next);
+    return -1;
+  }
+  return vfs_view_read(pages->view, pages->next, page);
+}
+
+static void open_source(struct stand_in *node, struct vfs_source *source, struct view_pages *pages) {
+  char text[VFS_TEXT_MAX] = "";
+  *pages = (struct view_pages){0};
+  *source = (struct vfs_source){.next = next_page, .ctx = pages};
+  int error = vfs_view_open(node->database, os_now(os_real()) + OS_SECOND, &pages->view, &source->info, text);
+  if (error) fail_msg("%d %s", error, text);
+}
+
+static void a_view_keeps_its_state_while_writers_and_checkpoints_go_on(void **state) {
+  (void)state;
+  struct stand_in leader, follower;
+  struct vfs_source source;
+  struct view_pages pages;
+  char text[VFS_TEXT_MAX] = "";
+  for (int has_checkpoint = 0; has_checkpoint < 2; has_checkpoint++) {
+    stand_in_open(&leader, 1024, 0, LONG_MS);
+    stand_in_open(&follower, 1024, 0, LONG_MS);
+    sqlite3 *db = stand_in_connect(&leader);
+    must(db, "CREATE TABLE t(a, b); WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 2000) "
+             "INSERT INTO t SELECT i, randomblob(100) FROM n; DELETE FROM t WHERE a % 3 = 0");
+    if (has_checkpoint) assert_int_equal(vfs_checkpoint(leader.database, text), VFS_OK);
+    open_source(&leader, &source, &pages);
+    uint64_t index = source.info.index;
+    must(db, "DELETE FROM t WHERE a > 100; VACUUM; INSERT INTO t SELECT a, randomblob(2000) FROM t");
+    vfs_checkpoint(leader.database, text); /* gets no further than the view, if at all */
+    assert_int_equal(vfs_install(follower.database, &source, text), VFS_OK);
+    vfs_view_close(pages.view);
+    follower.last = follower.commit_index = index;
+    sqlite3 *there = stand_in_connect(&follower);
+    assert_int_equal(ask(there, "SELECT count(*) FROM t"), 1334);
+    assert_int_equal(ask_text_ok(there, "PRAGMA integrity_check"), 1);
+    stand_in_follow(&follower, &leader); /* the log goes on from there */
+    assert_replicas_equal(&leader, &follower);
+    assert_int_equal(vfs_checkpoint(leader.database, text), VFS_OK);
+    sqlite3_close(there);
+    sqlite3_close(db);
+    stand_in_close(&leader);
+    stand_in_close(&follower);
+  }
+}
+
+static void an_install_that_fails_changes_nothing_and_one_over_other_content_leaves_the_same(void **state) {
+  (void)state;
+  struct stand_in leader, follower;
+  struct vfs_source source;
+  struct view_pages pages;
+  struct vfs_status before, after;
+  char text[VFS_TEXT_MAX] = "";
+  stand_in_open(&leader, 4096, 0, LONG_MS);
+  stand_in_open(&follower, 4096, 0, LONG_MS);
+  sqlite3 *db = stand_in_connect(&leader);
+  must(db, "CREATE TABLE t(a, b); INSERT INTO t SELECT value, randomblob(3000) FROM json_each('[1,2,3,4,5,6,7,8,9]')");
+  stand_in_follow(&follower, &leader);
+  must(db, "DELETE FROM t WHERE a < 6; VACUUM; CREATE TABLE u(x); INSERT INTO u VALUES (1)");
+  sqlite3 *there = stand_in_connect(&follower);
+  must(there, "BEGIN");
+  assert_int_equal(ask(there, "SELECT count(*) FROM t"), 9);
+  open_source(&leader, &source, &pages);
+  pages.fails_at = 4;
+  vfs_get_status(follower.database, &before);
+  assert_int_equal(vfs_install(follower.database, &source, text), VFS_DAMAGED);
+  vfs_view_close(pages.view);
+  vfs_get_status(follower.database, &after);
+  assert_true(before.checksum == after.checksum && before.index == after.index);
+  open_source(&leader, &source, &pages);
+  source.info.checksum++;
+  assert_int_equal(vfs_install(follower.database, &source, text), VFS_DIFFERS);
+  vfs_view_close(pages.view);
+  open_source(&leader, &source, &pages);
+  assert_int_equal(vfs_install(follower.database, &source, text), VFS_OK);
+  vfs_view_close(pages.view);
+  assert_int_equal(ask(there, "SELECT count(*) FROM t"), 9); /* its snapshot is whole */
+  must(there, "COMMIT");
+  assert_int_equal(ask(there, "SELECT count(*) FROM t"), 4);
+  assert_int_equal(ask(there, "SELECT x FROM u"), 1);
+  assert_replicas_equal(&leader, &follower);
+  sqlite3_close(there);
+  sqlite3_close(db);
+  stand_in_close(&leader);
+  stand_in_close(&follower);
+}
+
+static void a_file_is_made_from_a_snapshot_where_the_log_does_not_reach_back(void **state) {
+  (void)state;
+  struct stand_in leader, follower;
+  struct vfs_source source;
+  struct view_pages pages;
+  stand_in_open(&leader, 4096, 0, LONG_MS);
+  stand_in_open(&follower, 4096, 0, LONG_MS);
+  sqlite3 *db = stand_in_connect(&leader);
+  must(db, "CREATE TABLE t(a, b); INSERT INTO t SELECT value, randomblob(3000) FROM json_each('[1,2,3,4,5,6,7,8,9]')");
+  open_source(&leader, &source, &pages);
+  uint64_t index = source.info.index;
+  must(db, "INSERT INTO t VALUES (10, 11); DELETE FROM t WHERE a < 3");
+  stand_in_kill(&follower);
+  for (follower.last = 0; follower.last < leader.last;) stand_in_copy_next(&follower, &leader);
+  follower.commit_index = follower.last;
+  stand_in_restart_from(&follower, index + 1, &source);
+  vfs_view_close(pages.view);
+  assert_replicas_equal(&leader, &follower);
+  sqlite3 *there = stand_in_connect(&follower);
+  assert_int_equal(ask(there, "SELECT count(*) FROM t"), 8);
+  assert_int_equal(ask_text_ok(there, "PRAGMA integrity_check"), 1);
+  sqlite3_close(there);
+  sqlite3_close(db);
+  stand_in_close(&leader);
+  stand_in_close(&follower);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(a_commit_is_read_by_others_and_by_a_follower),
@@ -631,6 +756,9 @@ int main(void) {
       cmocka_unit_test(random_histories_are_equal_on_a_follower_and_after_redo),
       cmocka_unit_test(a_large_transaction_goes_in_parts),
       cmocka_unit_test(a_file_that_a_plain_program_changed_is_made_again_from_the_log),
+      cmocka_unit_test(a_view_keeps_its_state_while_writers_and_checkpoints_go_on),
+      cmocka_unit_test(an_install_that_fails_changes_nothing_and_one_over_other_content_leaves_the_same),
+      cmocka_unit_test(a_file_is_made_from_a_snapshot_where_the_log_does_not_reach_back),
   };
   stand_in_setup();
   return cmocka_run_group_tests_name("vfs", tests, NULL, NULL);

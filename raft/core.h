@@ -23,6 +23,8 @@
 #define RAFT_READS_MAX 1024             /* reads under way, and answers not yet taken; more is RAFT_FULL */
 #define RAFT_CONFIGURATIONS_MAX 4       /* the committed one and those after it */
 #define RAFT_ROUNDS_MAX 128             /* rounds whose time of sending is kept */
+#define RAFT_TRANSFER_SILENCE 10     /* election time-outs after which a member that says nothing loses its transfer */
+#define RAFT_TRANSFER_WAIT_DOUBLED 6 /* the wait for an overdue answer is doubled as often */
 
 /* The configurations of the log from the last committed one on, by rising index. */
 struct raft_membership {
@@ -41,6 +43,29 @@ struct raft_read {
   uint64_t round;               /* leader: confirmed once a majority answered this round; 0: not sent yet */
   uint64_t index;               /* leader: what must be applied, once the round is set */
   uint64_t since;
+};
+
+/* A snapshot under way to a member. */
+struct raft_sending {
+  uint64_t id; /* 0: none */
+  uint64_t to;
+  struct raft_uuid to_incarnation;
+  uint64_t index, term, size_bytes; /* of the file; index 0: the driver has not begun */
+  uint64_t offset;                  /* wanted; RAFT_OFFSET_UNKNOWN: no answer so far */
+  bool news, again;                 /* the driver is to be told of `offset` */
+  uint64_t waiting_since;
+  uint32_t repeats;    /* of one question */
+  uint64_t not_before; /* no other one is begun */
+
+  uint64_t told_id, told_to; /* of which the driver was told; 0: of none */
+  struct raft_uuid told_incarnation;
+};
+#define RAFT_OFFSET_UNKNOWN UINT64_MAX
+
+/* Whose snapshot comes in. */
+struct raft_receiving {
+  uint64_t term, from, transfer; /* term 0: nobody's */
+  struct raft_uuid from_incarnation;
 };
 
 struct raft {
@@ -76,6 +101,10 @@ struct raft {
   struct raft_progress progress[RAFT_MEMBERS_MAX];
   uint64_t round; /* the latest; rises for ever */
   uint64_t round_sent[RAFT_ROUNDS_MAX];
+  struct raft_sending sending[RAFT_MEMBERS_MAX];
+  uint64_t transfers; /* begun so far */
+
+  struct raft_receiving receiving;
 
   /* Reads. */
   struct raft_read reads[RAFT_READS_MAX];
@@ -85,7 +114,7 @@ struct raft {
   /* Work gathered since the last raft_take_work. */
   bool handed_out;                    /* messages and answers were given out; gone with the next event */
   uint64_t writes_given, writes_done; /* persist numbers */
-  uint64_t truncate_from, append_first;
+  uint64_t reset_index, truncate_from, append_first;
   bool noop;
   struct raft_outgoing *messages;
   size_t n_messages, messages_capacity;
@@ -93,6 +122,8 @@ struct raft {
   struct raft_read_answer answers[RAFT_READS_MAX];
   uint32_t n_answers;
   bool configuration_changed;
+  bool chunk;
+  struct raft_transfer transfer_events[3 * RAFT_MEMBERS_MAX];
   enum raft_role told_role;
   uint64_t told_leader, told_term, told_commit;
 };
@@ -158,9 +189,13 @@ bool raft_membership_has_room(struct raft *raft);
 void raft_membership_push(struct raft *raft, uint64_t index, const struct raft_configuration *configuration);
 /* Entries ≥ from are gone. */
 void raft_membership_truncate(struct raft *raft, uint64_t from);
+/* The log begins anew, with this one in force. */
+void raft_membership_reset(struct raft *raft, uint64_t index, const struct raft_configuration *configuration);
 
 /* ---- raft.c ---- */
 
+/* First in every event: what was given out is gone, time goes on. */
+void raft_begin_event(struct raft *raft, uint64_t now);
 /* Queues a message; `after` = 0 or the write that it waits for. The caller fills the rest; it goes with the current term. */
 struct raft_message *raft_send(struct raft *raft, enum raft_message_type type, uint64_t to,
                                const struct raft_uuid *incarnation, uint64_t after);
@@ -194,12 +229,45 @@ void raft_send_heartbeats(struct raft *raft);
 void raft_replicate(struct raft *raft);
 /* Leader: commits what a majority holds. */
 void raft_advance_commit(struct raft *raft);
+/* A member answered in this term. false: what it says cannot be. */
+bool raft_hear_member(struct raft *raft, int place, uint64_t round);
+/* The leader of this term spoke. false: there are two of them, which cannot be. */
+bool raft_hear_leader(struct raft *raft, uint64_t leader);
+/* Tells the leader that the log matches up to `index`, once that is durable. */
+void raft_confirm(struct raft *raft, uint64_t leader, const struct raft_uuid *incarnation, uint64_t index,
+                  uint64_t round);
 /* The time of the latest contact with a majority. */
 uint64_t raft_quorum_contact(const struct raft *raft);
 void raft_receive_append(struct raft *raft, const struct raft_message *message);
 void raft_receive_append_result(struct raft *raft, const struct raft_message *message);
 void raft_receive_heartbeat(struct raft *raft, const struct raft_message *message);
 void raft_receive_heartbeat_result(struct raft *raft, const struct raft_message *message);
+
+/* ---- transfer.c ---- */
+
+/* The member lacks what is compacted: begins a transfer, or has it probed until another one may begin. */
+void raft_begin_transfer(struct raft *raft, uint32_t place);
+/* A member under transfer has more than was known: is that enough? */
+void raft_settle_transfer(struct raft *raft, uint32_t place);
+/* It is there, but has not answered for long: have the driver ask again. */
+void raft_repeat_transfer(struct raft *raft, uint32_t place);
+/* The log begins later than before. */
+void raft_review_transfers(struct raft *raft);
+/* Gives up those to members that are gone. */
+void raft_transfers_tick(struct raft *raft);
+void raft_end_transfers(struct raft *raft);
+/* Forgets what the last leadership knew, but not what the driver has to be told. */
+void raft_reset_transfers(struct raft *raft);
+/* What the driver has to be told, into transfer_events. */
+size_t raft_take_transfers(struct raft *raft);
+void raft_receive_snapshot_result(struct raft *raft, const struct raft_message *message);
+
+/* ---- install.c ---- */
+
+void raft_receive_snapshot(struct raft *raft, const struct raft_message *message);
+/* raft_compact and raft_install, once it is known that the core has not failed. */
+int raft_compact_log(struct raft *raft, uint64_t through);
+int raft_install_snapshot(struct raft *raft, const struct raft_install *install);
 
 /* ---- read.c ---- */
 

@@ -49,6 +49,7 @@ void raft_become_follower(struct raft *raft, uint64_t term, uint64_t leader) {
   }
   if (was_leader) {
     raft->replicate = false;
+    raft_end_transfers(raft);
     raft_draw_election_deadline(raft);
   }
 }
@@ -103,7 +104,10 @@ void raft_count_votes(struct raft *raft) {
   const int place = raft_own_place(raft);
   assert(place >= 0); /* a new configuration comes from a leader, and ends every candidacy */
   if (raft->role == RAFT_CANDIDATE) {
-    raft->votes[place] = raft_hard_state_is_durable(raft) ? RAFT_VOTE_GRANTED : RAFT_VOTE_OPEN;
+    if (!raft_hard_state_is_durable(raft)) {
+      return; /* nobody was asked yet: whoever answers all the same is counted later */
+    }
+    raft->votes[place] = RAFT_VOTE_GRANTED;
   }
   switch (raft_quorum_count(raft_members(raft), raft->votes)) {
   case RAFT_ELECTION_OPEN: break;

@@ -195,6 +195,64 @@ void raft_log_truncate(struct raft_log *log, uint64_t from) {
   }
 }
 
+/* The oldest pairs make room; what they said of fates is then not known any more. */
+static void limit_terms(struct raft_log *log) {
+  const size_t n = raft_log_terms_until(log, log->first_index - 1);
+  if (n <= RAFT_TERMS_MAX) {
+    return;
+  }
+  log->n_terms -= n - RAFT_TERMS_MAX;
+  memmove(log->terms, log->terms + (n - RAFT_TERMS_MAX), log->n_terms * sizeof *log->terms);
+}
+
+/* Gives back what a long log once needed. */
+static void shrink(struct raft_log *log) {
+  if (log->entries_capacity <= RAFT_LOG_CAPACITY_FIRST || log->n_entries >= log->entries_capacity / 4) {
+    return;
+  }
+  const size_t capacity = log->entries_capacity / 2;
+  struct raft_entry_meta *shrunk = realloc(log->entries, capacity * sizeof *shrunk);
+  if (shrunk) {
+    log->entries = shrunk;
+    log->entries_capacity = capacity;
+  }
+}
+
+void raft_log_compact(struct raft_log *log, uint64_t through) {
+  assert(through <= log->durable_index);
+  if (through < log->first_index) {
+    return;
+  }
+  const size_t n = (size_t)(through + 1 - log->first_index);
+  log->prev_term = raft_log_term(log, through);
+  log->n_entries -= n;
+  memmove(log->entries, log->entries + n, log->n_entries * sizeof *log->entries);
+  log->first_index = through + 1;
+  limit_terms(log);
+  shrink(log);
+}
+
+bool raft_log_reset(struct raft_log *log, uint64_t index, uint64_t term, const struct raft_term_start *terms,
+                    size_t n_terms, uint64_t durable) {
+  assert(durable <= index);
+  if (!grow((void **)&log->terms, &log->terms_capacity, n_terms, sizeof *log->terms)) {
+    return false;
+  }
+  if (n_terms > 0) {
+    memcpy(log->terms, terms, n_terms * sizeof *log->terms);
+  }
+  log->n_terms = n_terms;
+  log->n_entries = 0;
+  log->first_index = index + 1;
+  log->prev_term = term;
+  log->durable_index = durable;
+  for (uint32_t i = 0; i < log->n_writes; i++) {
+    write_at(log, i)->last_index = 0;
+  }
+  shrink(log);
+  return true;
+}
+
 void raft_log_write_begun(struct raft_log *log, uint64_t number, uint64_t last_index, uint64_t now) {
   assert(last_index <= raft_log_last(log));
   if (log->n_writes == RAFT_WRITES_MAX) {

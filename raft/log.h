@@ -59,6 +59,14 @@ bool raft_log_reserve(struct raft_log *log, const struct raft_entry_meta *entrie
 void raft_log_append(struct raft_log *log, const struct raft_entry_meta *entry);
 /* Drops all entries ≥ from; from ≥ first_index. */
 void raft_log_truncate(struct raft_log *log, uint64_t from);
+/* Forgets the entries ≤ through, which are durable, but not where their terms start. */
+void raft_log_compact(struct raft_log *log, uint64_t through);
+/*
+** The log is empty and begins behind (index, term). What was being written does not count any more; nothing above
+** `durable` is durable until a write that ends at `index` is done. false: no memory, nothing changed.
+*/
+bool raft_log_reset(struct raft_log *log, uint64_t index, uint64_t term, const struct raft_term_start *terms,
+                    size_t n_terms, uint64_t durable);
 
 /* Parcel `number` was given out; the log reached last_index with it (0: it has no entries). */
 void raft_log_write_begun(struct raft_log *log, uint64_t number, uint64_t last_index, uint64_t now);

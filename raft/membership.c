@@ -65,6 +65,11 @@ void raft_membership_push(struct raft *raft, uint64_t index, const struct raft_c
   raft->configuration_changed = true;
 }
 
+void raft_membership_reset(struct raft *raft, uint64_t index, const struct raft_configuration *configuration) {
+  raft->membership.n = 0;
+  raft_membership_push(raft, index, configuration);
+}
+
 void raft_membership_truncate(struct raft *raft, uint64_t from) {
   struct raft_membership *membership = &raft->membership;
   while (membership->n > 0 && membership->stack[membership->n - 1].index >= from) {

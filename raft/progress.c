@@ -22,6 +22,9 @@ bool raft_progress_may_send(const struct raft_progress *progress, uint32_t windo
   if (progress->state == RAFT_PROBE) {
     return !progress->probe_sent;
   }
+  if (progress->state == RAFT_TRANSFER) {
+    return false;
+  }
   return progress->n_inflight == 0 ||
          (progress->n_inflight < RAFT_INFLIGHT_MAX && progress->inflight_bytes < window_bytes);
 }
@@ -34,11 +37,10 @@ void raft_progress_sent(struct raft_progress *progress, uint64_t now, uint64_t l
   assert(last_index >= progress->next_index);
   if (progress->state == RAFT_PROBE) {
     assert(!progress->probe_sent);
-    progress->probe_sent = true;
-    progress->waiting_since = now;
+    raft_progress_asked(progress, now);
     return;
   }
-  assert(progress->n_inflight < RAFT_INFLIGHT_MAX);
+  assert(progress->state == RAFT_REPLICATE && progress->n_inflight < RAFT_INFLIGHT_MAX);
   if (progress->n_inflight == 0) {
     progress->waiting_since = now;
   }
@@ -47,6 +49,12 @@ void raft_progress_sent(struct raft_progress *progress, uint64_t now, uint64_t l
   progress->n_inflight++;
   progress->inflight_bytes += bytes;
   progress->next_index = last_index + 1;
+}
+
+void raft_progress_asked(struct raft_progress *progress, uint64_t now) {
+  assert(progress->state == RAFT_PROBE);
+  progress->probe_sent = true;
+  progress->waiting_since = now;
 }
 
 static void free_inflight(struct raft_progress *progress, uint64_t index) {
@@ -67,6 +75,9 @@ bool raft_progress_accepted(struct raft_progress *progress, uint64_t now, uint64
   if (index > progress->match_index) {
     progress->match_index = index;
   }
+  if (progress->state == RAFT_TRANSFER) {
+    return true; /* whether that ends the transfer: raft_settle_transfer */
+  }
   if (progress->state == RAFT_PROBE) {
     progress->state = RAFT_REPLICATE;
     progress->probe_sent = false;
@@ -82,7 +93,7 @@ bool raft_progress_accepted(struct raft_progress *progress, uint64_t now, uint64
 }
 
 bool raft_progress_is_refusal(const struct raft_progress *progress, uint64_t index) {
-  if (index == 0 || index <= progress->match_index) {
+  if (progress->state == RAFT_TRANSFER || index == 0 || index <= progress->match_index) {
     return false; /* an APPEND behind entry 0, or behind what matches, cannot be refused: late or nonsense */
   }
   return progress->state == RAFT_PROBE ? index + 1 == progress->next_index : index < progress->next_index;
@@ -93,4 +104,18 @@ void raft_progress_probe(struct raft_progress *progress, uint64_t next_index) {
   progress->probe_sent = false;
   progress->next_index = next_index > progress->match_index ? next_index : progress->match_index + 1;
   forget_inflight(progress);
+}
+
+void raft_progress_transfer(struct raft_progress *progress, uint64_t first_index) {
+  assert(progress->match_index + 1 < first_index);
+  progress->state = RAFT_TRANSFER;
+  progress->probe_sent = false;
+  progress->next_index = first_index;
+  forget_inflight(progress);
+}
+
+void raft_progress_transferred(struct raft_progress *progress) {
+  assert(progress->state == RAFT_TRANSFER);
+  progress->state = RAFT_REPLICATE;
+  progress->next_index = progress->match_index + 1;
 }

@@ -1,14 +1,15 @@
 /*
 ** What a leader knows of one member: how far its log matches, what is under way to it, when it was
 ** heard. A member is probed with one APPEND at a time until one succeeds; from then on APPENDs are
-** sent ahead of their answers (replicate), within a window of bytes and RAFT_INFLIGHT_MAX.
+** sent ahead of their answers (replicate), within a window of bytes and RAFT_INFLIGHT_MAX. One that needs
+** what is compacted gets a snapshot, and no APPEND until it has that (transfer: transfer.c).
 */
 #ifndef BALSA_RAFT_PROGRESS_H
 #define BALSA_RAFT_PROGRESS_H
 
 #include "raft.h"
 
-enum raft_progress_state { RAFT_PROBE, RAFT_REPLICATE };
+enum raft_progress_state { RAFT_PROBE, RAFT_REPLICATE, RAFT_TRANSFER };
 
 struct raft_inflight {
   uint64_t last_index;
@@ -41,11 +42,18 @@ uint64_t raft_progress_room(const struct raft_progress *progress, uint32_t windo
 /* An APPEND with entries … last_index was sent. */
 void raft_progress_sent(struct raft_progress *progress, uint64_t now, uint64_t last_index, uint64_t bytes);
 
+/* A probe without entries was sent. */
+void raft_progress_asked(struct raft_progress *progress, uint64_t now);
+
 /* It holds everything up to `index`. false: that says nothing that was not known. */
 bool raft_progress_accepted(struct raft_progress *progress, uint64_t now, uint64_t index);
 /* Is a refusal of `index` an answer to something still asked? Late and repeated ones are not. */
 bool raft_progress_is_refusal(const struct raft_progress *progress, uint64_t index);
 /* Go back and probe from `next_index`, but never below what matches. */
 void raft_progress_probe(struct raft_progress *progress, uint64_t next_index);
+/* It gets a snapshot first; the log begins at `first_index`. */
+void raft_progress_transfer(struct raft_progress *progress, uint64_t first_index);
+/* It has that: go on behind what matches. */
+void raft_progress_transferred(struct raft_progress *progress);
 
 #endif

@@ -101,8 +101,9 @@ static void forget_handed_out(struct raft *raft) {
   }
 }
 
-static void begin_event(struct raft *raft, uint64_t now) {
+void raft_begin_event(struct raft *raft, uint64_t now) {
   forget_handed_out(raft);
+  raft->chunk = false;
   raft->now = raft_max(raft->now, now);
 }
 
@@ -167,7 +168,7 @@ struct raft_message *raft_send(struct raft *raft, enum raft_message_type type, u
 /* ---- Time ---- */
 
 void raft_tick(struct raft *raft, uint64_t now) {
-  begin_event(raft, now);
+  raft_begin_event(raft, now);
   if (raft->failed) {
     return;
   }
@@ -210,6 +211,11 @@ static bool entries_make_sense(const struct raft_message *message) {
   return true;
 }
 
+static bool chunk_makes_sense(const struct raft_message *message) {
+  return message->index > 0 && message->size_bytes > 0 && message->offset <= message->size_bytes &&
+         message->chunk_bytes <= message->size_bytes - message->offset;
+}
+
 /* By its form alone. */
 static bool message_makes_sense(const struct raft_message *message) {
   if (message->term == 0 || message->term > RAFT_TERM_MAX || message->from == 0 || message->from > RAFT_NODE_MAX) {
@@ -219,13 +225,15 @@ static bool message_makes_sense(const struct raft_message *message) {
   case RAFT_PRE_VOTE:
   case RAFT_VOTE: return place_makes_sense(message);
   case RAFT_APPEND: return place_makes_sense(message) && entries_make_sense(message);
+  case RAFT_SNAPSHOT: return place_makes_sense(message) && chunk_makes_sense(message);
   case RAFT_PRE_VOTE_RESULT:
   case RAFT_VOTE_RESULT:
   case RAFT_APPEND_RESULT:
   case RAFT_HEARTBEAT:
   case RAFT_HEARTBEAT_RESULT:
   case RAFT_READ_INDEX:
-  case RAFT_READ_INDEX_RESULT: return true;
+  case RAFT_READ_INDEX_RESULT:
+  case RAFT_SNAPSHOT_RESULT: return true;
   default: return false;
   }
 }
@@ -259,6 +267,12 @@ static void answer_late(struct raft *raft, const struct raft_message *message) {
     result->index = message->index;
     result->round = message->round;
     break;
+  case RAFT_SNAPSHOT:
+    result = raft_send(raft, RAFT_SNAPSHOT_RESULT, message->from, &message->from_incarnation, 0);
+    result->reject = true;
+    result->index = message->index;
+    result->context = message->context;
+    break;
   default: break;
   }
 }
@@ -275,6 +289,8 @@ static void dispatch(struct raft *raft, const struct raft_message *message) {
   case RAFT_HEARTBEAT_RESULT: raft_receive_heartbeat_result(raft, message); break;
   case RAFT_READ_INDEX: raft_receive_read_index(raft, message); break;
   case RAFT_READ_INDEX_RESULT: raft_receive_read_index_result(raft, message); break;
+  case RAFT_SNAPSHOT: raft_receive_snapshot(raft, message); break;
+  case RAFT_SNAPSHOT_RESULT: raft_receive_snapshot_result(raft, message); break;
   default: break;
   }
 }
@@ -286,7 +302,7 @@ static bool brings_its_term(const struct raft_message *message) {
 }
 
 void raft_receive(struct raft *raft, uint64_t now, const struct raft_message *message) {
-  begin_event(raft, now);
+  raft_begin_event(raft, now);
   if (raft->failed || !message_makes_sense(message) || !is_among_members(raft, message)) {
     return;
   }
@@ -314,7 +330,7 @@ static int append_own(struct raft *raft, uint8_t type, uint32_t size, uint64_t *
 }
 
 int raft_propose(struct raft *raft, uint64_t now, uint64_t term, uint8_t type, uint32_t size, uint64_t *index) {
-  begin_event(raft, now);
+  raft_begin_event(raft, now);
   if (raft->failed) {
     return RAFT_FAILED;
   }
@@ -334,7 +350,7 @@ int raft_propose(struct raft *raft, uint64_t now, uint64_t term, uint8_t type, u
 }
 
 void raft_persisted(struct raft *raft, uint64_t now, uint64_t persist) {
-  begin_event(raft, now);
+  raft_begin_event(raft, now);
   if (raft->failed || persist <= raft->writes_done) {
     return;
   }
@@ -356,7 +372,7 @@ void raft_persisted(struct raft *raft, uint64_t now, uint64_t persist) {
 }
 
 void raft_persist_failed(struct raft *raft, uint64_t now) {
-  begin_event(raft, now);
+  raft_begin_event(raft, now);
   if (raft->failed) {
     return;
   }
@@ -365,17 +381,28 @@ void raft_persist_failed(struct raft *raft, uint64_t now) {
   raft->n_messages = 0;
   raft->append_first = 0;
   raft->truncate_from = 0;
+  raft->reset_index = 0;
   raft->noop = false;
   raft->hard_state_dirty = false;
 }
 
+int raft_compact(struct raft *raft, uint64_t now, uint64_t through) {
+  raft_begin_event(raft, now);
+  return raft->failed ? RAFT_FAILED : raft_compact_log(raft, through);
+}
+
+int raft_install(struct raft *raft, uint64_t now, const struct raft_install *install) {
+  raft_begin_event(raft, now);
+  return raft->failed ? RAFT_FAILED : raft_install_snapshot(raft, install);
+}
+
 int raft_read(struct raft *raft, uint64_t now, uint64_t context, enum raft_read_level level) {
-  begin_event(raft, now);
+  raft_begin_event(raft, now);
   return raft->failed ? RAFT_FAILED : raft_begin_read(raft, context, level);
 }
 
 void raft_set_electable(struct raft *raft, uint64_t now, bool electable) {
-  begin_event(raft, now);
+  raft_begin_event(raft, now);
   if (raft->failed || raft->electable == electable) {
     return;
   }
@@ -388,7 +415,7 @@ void raft_set_electable(struct raft *raft, uint64_t now, bool electable) {
 }
 
 int raft_bootstrap(struct raft *raft, uint64_t now, const struct raft_configuration *configuration) {
-  begin_event(raft, now);
+  raft_begin_event(raft, now);
   if (raft->failed) {
     return RAFT_FAILED;
   }
@@ -428,10 +455,12 @@ int raft_bootstrap_entry(struct raft *raft, uint8_t type, uint32_t size, uint64_
 /* ---- Work out ---- */
 
 static void take_writes(struct raft *raft, struct raft_work *work) {
-  if (raft->append_first == 0 && raft->truncate_from == 0 && !raft->hard_state_dirty) {
+  if (raft->append_first == 0 && raft->truncate_from == 0 && raft->reset_index == 0 && !raft->hard_state_dirty) {
     return;
   }
   work->persist = ++raft->writes_given;
+  work->reset_index = raft->reset_index;
+  work->reset_term = raft->reset_index ? raft->log.prev_term : 0;
   work->truncate_from = raft->truncate_from;
   work->append_first = raft->append_first;
   work->append_last = raft->append_first ? raft_log_last(&raft->log) : 0;
@@ -440,7 +469,8 @@ static void take_writes(struct raft *raft, struct raft_work *work) {
   if (raft->hard_state_dirty) {
     raft->hard_state_write = work->persist;
   }
-  raft_log_write_begun(&raft->log, work->persist, work->append_last, raft->now);
+  raft_log_write_begun(&raft->log, work->persist, raft_max(work->append_last, work->reset_index), raft->now);
+  raft->reset_index = 0;
   raft->append_first = 0;
   raft->truncate_from = 0;
   raft->noop = false;
@@ -466,14 +496,18 @@ bool raft_take_work(struct raft *raft, struct raft_work *work) {
       .configuration_changed = raft->configuration_changed,
       .role_changed = raft->role != raft->told_role || raft->leader != raft->told_leader ||
                       raft->current_term != raft->told_term,
+      .transfers = raft->transfer_events,
+      .n_transfers = raft_take_transfers(raft),
+      .chunk = raft->chunk,
   };
 #ifdef RAFT_MUTANT_VOTE_WITHOUT_PERSIST
   work->voted_for = raft->voted_for == raft->options.id ? raft->voted_for : 0;
 #endif
   take_writes(raft, work);
   const bool any = work->persist || work->n_messages || work->n_reads || work->configuration_changed ||
-                   work->role_changed || raft->commit_index != raft->told_commit;
+                   work->role_changed || work->n_transfers || work->chunk || raft->commit_index != raft->told_commit;
   raft->handed_out = true;
+  raft->chunk = false;
   raft->configuration_changed = false;
   raft->told_role = raft->role;
   raft->told_leader = raft->leader;

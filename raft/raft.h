@@ -30,6 +30,7 @@
 #define RAFT_MEMBERS_MAX 15  /* voters and learners together */
 #define RAFT_TERM_MAX (UINT64_MAX - 1)
 #define RAFT_INFLIGHT_MAX 256 /* AppendEntries under way to one follower */
+#define RAFT_TERMS_MAX 65536  /* (term, first index) pairs kept of what is compacted; a snapshot holds no more */
 
 /* A random 128-bit number: a cluster, a database, or an incarnation of a node. All zero: none. */
 struct raft_uuid {
@@ -119,6 +120,8 @@ enum raft_message_type {
   RAFT_HEARTBEAT_RESULT = 8,
   RAFT_READ_INDEX = 9, /* a follower asks the leader for a read index */
   RAFT_READ_INDEX_RESULT = 10,
+  RAFT_SNAPSHOT = 11, /* a chunk of a snapshot file (paper section 7: InstallSnapshot) */
+  RAFT_SNAPSHOT_RESULT = 12,
 };
 
 /*
@@ -128,24 +131,33 @@ enum raft_message_type {
 ** APPEND: the core says which entries go along (index+1 … index+n_entries); the driver adds the
 ** payloads when it encodes. In a received one `entries` points to n_entries metas, valid during
 ** raft_receive; the driver hands the payloads of those that the core accepts to its store.
+**
+** SNAPSHOT: made by raft_transfer_chunk; the bytes of the chunk are the driver's likewise. A chunk of 0 bytes is an
+** offer, or a question: the answer names the offset wanted. Once all is installed, or was not needed, the answer is an
+** APPEND_RESULT: what it says is then true of the log behind the snapshot as well.
 */
 struct raft_message {
   uint8_t type;
   bool reject; /* results: refused */
   uint64_t from, to;
   struct raft_uuid from_incarnation, to_incarnation;
-  uint64_t term;       /* of the sender; PRE_VOTE: the term it would campaign in */
-  uint64_t index;      /* APPEND: entry before the first; VOTE, PRE_VOTE: last entry of the log.
+  uint64_t term;        /* of the sender; PRE_VOTE: the term it would campaign in */
+  uint64_t index;       /* APPEND: entry before the first; VOTE, PRE_VOTE: last entry of the log.
                           APPEND_RESULT: highest entry known to match and durable; on reject: the
-                          refused `index`. READ_INDEX_RESULT: the index to wait for */
-  uint64_t log_term;   /* term of the entry at `index` */
-  uint64_t commit;     /* APPEND, HEARTBEAT: leader's commit index (HEARTBEAT: not beyond what the
+                          refused `index`. READ_INDEX_RESULT: the index to wait for. SNAPSHOT and its
+                          result: the last entry that it contains */
+  uint64_t log_term;    /* term of the entry at `index` */
+  uint64_t commit;      /* APPEND, HEARTBEAT: leader's commit index (HEARTBEAT: not beyond what the
                           receiver is known to hold) */
-  uint64_t hint_index; /* APPEND_RESULT on reject: where the leader should go on from */
-  uint64_t hint_term;  /* term of the receiver's entry there, 0 if it has none */
-  uint64_t round;      /* HEARTBEAT, APPEND and their results: the leader's round, echoed, from
+  uint64_t hint_index;  /* APPEND_RESULT on reject: where the leader should go on from */
+  uint64_t hint_term;   /* term of the receiver's entry there, 0 if it has none */
+  uint64_t round;       /* HEARTBEAT, APPEND and their results: the leader's round, echoed, from
                           which leases and read indexes count */
-  uint64_t context;    /* READ_INDEX and its result: the asker's own number */
+  uint64_t context;     /* READ_INDEX and its result: the asker's own number. SNAPSHOT and its result: the transfer */
+  uint64_t offset;      /* SNAPSHOT: of its chunk in the file. SNAPSHOT_RESULT: from where the file is wanted; on
+                          reject: so far it must go back */
+  uint64_t size_bytes;  /* SNAPSHOT: of the whole file */
+  uint32_t chunk_bytes; /* SNAPSHOT: of this chunk; may be 0 */
   uint32_t n_entries;
   const struct raft_entry_meta *entries; /* received APPEND only */
   /* Received APPEND only: n_entries pointers to the payloads, of the sizes in `entries`. Only those of
@@ -177,7 +189,7 @@ struct raft_start {
   uint64_t commit_index;                          /* a durable lower bound; 0 if none */
   const struct raft_configuration *configuration; /* the latest in log or snapshot; NULL if none */
   uint64_t configuration_index;
-  const struct raft_term_start *terms; /* of the committed prefix before first_index; may be NULL */
+  const struct raft_term_start *terms; /* of the committed prefix before first_index, without the rest; may be NULL */
   size_t n_terms;
   bool restarted; /* this incarnation ran before: it votes for nobody for one election time-out */
 };
@@ -255,6 +267,69 @@ int raft_bootstrap(struct raft *raft, uint64_t now, const struct raft_configurat
 /* One more entry of term 1 behind it. Only between raft_bootstrap and the first raft_take_work. */
 int raft_bootstrap_entry(struct raft *raft, uint8_t type, uint32_t size, uint64_t *index);
 
+/*
+** ---- Log compaction and snapshots ----
+**
+** Compaction. When a snapshot of index s is durable, and the database file checkpointed, the driver forgets what is
+** before: raft_compact here, raft_store_compact on disk, in any order.
+**
+** Leader. A follower that needs what is compacted gets a transfer, told in the work (transfers[]):
+**   BEGIN      open the newest snapshot and send an offer: raft_transfer_chunk at offset 0 with 0 bytes
+**   CONTINUE   send the chunk at `offset`, or if that is the end of the file, 0 bytes there
+**   END        close it: the follower has it, does not need it, is gone, or this node does not lead any more
+** Answers that are overdue make CONTINUE come again: the driver needs no clock. One file is sent in one transfer.
+**
+** Follower. A parcel with `chunk` set says that the RAFT_SNAPSHOT just received is to be taken: write the chunk if it is
+** the one at the offset reached (another file is begun anew when (index, term, size_bytes) differ), then
+** raft_snapshot_answer with the offset reached. When the last chunk is there: verify, make the snapshot durable,
+** install it as the database, then raft_install. Meanwhile chunks and questions go on being answered.
+*/
+
+/*
+** Forgets the entries <= through. RAFT_INVALID if they are not all committed and durable. Nothing changes if they are
+** forgotten already. The term at `through`, the configuration in force and the fates of all remain known.
+*/
+int raft_compact(struct raft *raft, uint64_t now, uint64_t through);
+
+/* What raft_transfer_chunk sends. */
+struct raft_chunk {
+  uint64_t index, term; /* of the last entry in the snapshot */
+  uint64_t offset, size_bytes;
+  uint32_t bytes;
+};
+
+/*
+** Fills the message for a chunk in transfer `id`; the driver adds the bytes and sends it at once. RAFT_NOT_LEADER: the
+** transfer is over. RAFT_INVALID: another file than the transfer began with, or one that the log does not follow on.
+*/
+int raft_transfer_chunk(struct raft *raft, uint64_t now, uint64_t id, const struct raft_chunk *chunk,
+                        struct raft_message *message);
+/* The driver can't go on (no snapshot, an unreadable one): the transfer is over; another one is begun later. */
+void raft_transfer_failed(struct raft *raft, uint64_t now, uint64_t id);
+
+/*
+** The follower's answer to a chunk: it has the snapshot at `index` up to `offset`. reject: the chunk did not follow on
+** that, and what was sent behind it is lost. Goes to the leader of now; without one nothing is sent.
+*/
+void raft_snapshot_answer(struct raft *raft, uint64_t now, uint64_t index, uint64_t offset, bool reject);
+
+/* A snapshot that is durable and installed as the database. */
+struct raft_install {
+  uint64_t index, term;                           /* the last entry that it contains */
+  const struct raft_configuration *configuration; /* in force there */
+  uint64_t configuration_index;
+  const struct raft_term_start *terms; /* of the committed log through `index`; the last one is of `term` */
+  size_t n_terms;
+};
+
+/*
+** All that is in the snapshot is committed. If the log holds its last entry it stays as it is; otherwise it begins
+** anew behind it, empty (work: reset_index). The leader is told when that is durable. RAFT_OK without any change if
+** that much was committed already; RAFT_INVALID if it contradicts what is committed, or makes no sense; RAFT_NO_MEMORY;
+** RAFT_FAILED.
+*/
+int raft_install(struct raft *raft, uint64_t now, const struct raft_install *install);
+
 /* ---- Work out ---- */
 
 struct raft_outgoing {
@@ -269,18 +344,32 @@ struct raft_read_answer {
   int error;      /* RAFT_OK or RAFT_NOT_LEADER */
 };
 
+enum raft_transfer_event { RAFT_TRANSFER_BEGIN = 1, RAFT_TRANSFER_CONTINUE, RAFT_TRANSFER_END };
+
+/* Of a snapshot to a follower; see "Log compaction and snapshots". */
+struct raft_transfer {
+  enum raft_transfer_event event;
+  uint64_t id; /* of the transfer, never used again */
+  uint64_t to;
+  struct raft_uuid to_incarnation;
+  uint64_t index;  /* CONTINUE: the snapshot */
+  uint64_t offset; /* CONTINUE: what is before has arrived */
+  bool again;      /* CONTINUE: what was sent behind `offset` has not, as far as is known: go back */
+};
+
 /*
 ** One parcel of work. Carry it out in the order of its fields. Pointers are valid until the next
 ** call into the core.
 **
-** Persisting: if `persist` is not 0 the driver makes durable, in this order: removal of all entries
-** >= truncate_from (if not 0); the entries append_first … append_last (if append_first is not 0)
+** Persisting: if `persist` is not 0 the driver makes durable, in this order: the log's new beginning, empty, behind
+** (reset_index, reset_term) (if reset_index is not 0); removal of all entries >= truncate_from (if not 0); the entries append_first … append_last (if append_first is not 0)
 ** whose payloads came with the event just handled; and, if hard_state is set, (term, voted_for).
 ** Hard state must not become durable before the entries of earlier numbers do; it may reach the
 ** disk by another file. Then it reports raft_persisted(persist). It may batch.
 */
 struct raft_work {
   uint64_t persist; /* number of this write, rising by one; 0: nothing to write */
+  uint64_t reset_index, reset_term;
   uint64_t truncate_from;
   uint64_t append_first, append_last;
   /* raft_receive of an APPEND: entries of the message from here on were accepted: append_first */
@@ -299,7 +388,11 @@ struct raft_work {
   uint64_t commit_index; /* valid always */
   const struct raft_read_answer *reads;
   size_t n_reads;
-  bool configuration_changed; /* raft_configuration() has a new value (append or truncation) */
+  bool configuration_changed; /* raft_get_configuration() has a new value (append, truncation or installation) */
+
+  const struct raft_transfer *transfers; /* leader; END also when it has ceased to lead */
+  size_t n_transfers;
+  bool chunk; /* raft_receive of a RAFT_SNAPSHOT: its chunk is to be taken, and answered */
 };
 
 /* false: nothing to do. Call until false after every event. */
@@ -330,6 +423,9 @@ struct raft_member_status {
   uint64_t id;
   uint64_t match_index, next_index;
   uint64_t last_contact; /* time of its last message; 0 never */
+  uint64_t
+      transfer_index; /* of the snapshot that is being sent to it; 0 none. What follows it should stay in the log */
+  uint64_t transfer_offset; /* how much of it has arrived, bytes */
 };
 /* Leader: progress of each member, in the order of the configuration. Returns how many. */
 size_t raft_get_members(const struct raft *raft, struct raft_member_status *members, size_t n_max);

@@ -89,7 +89,14 @@ static uint32_t fill_append(const struct raft *raft, const struct raft_progress 
 
 static void send_entries(struct raft *raft, uint32_t place) {
   struct raft_progress *progress = &raft->progress[place];
-  while (progress->next_index <= raft_log_last(&raft->log) && progress->next_index >= raft->log.first_index &&
+  if (progress->state != RAFT_TRANSFER && progress->next_index < raft->log.first_index) {
+    raft_progress_probe(progress, raft->log.first_index); /* compacted meanwhile: does it need that at all? */
+  }
+  if (progress->state == RAFT_PROBE && !progress->probe_sent && progress->next_index > raft_log_last(&raft->log)) {
+    send_append(raft, place, 0); /* nothing goes along, but what it holds has to be known */
+    raft_progress_asked(progress, raft->now);
+  }
+  while (progress->next_index <= raft_log_last(&raft->log) &&
          raft_progress_may_send(progress, raft->options.window_bytes)) {
     uint64_t bytes;
     const uint32_t n = fill_append(raft, progress, &bytes);
@@ -117,6 +124,10 @@ void raft_replicate(struct raft *raft) {
 /* Its heartbeats are answered, its APPENDs are not: ask whether they arrived. */
 static void ask_again_if_overdue(struct raft *raft, uint32_t place) {
   struct raft_progress *progress = &raft->progress[place];
+  if (progress->state == RAFT_TRANSFER) {
+    raft_repeat_transfer(raft, place);
+    return;
+  }
   const bool waits = progress->state == RAFT_PROBE ? progress->probe_sent : progress->n_inflight > 0;
   if (!waits || raft->now - progress->waiting_since < raft->options.heartbeat_ns) {
     return;
@@ -124,6 +135,8 @@ static void ask_again_if_overdue(struct raft *raft, uint32_t place) {
   progress->waiting_since = raft->now;
   if (progress->next_index >= raft->log.first_index) {
     send_append(raft, place, 0);
+  } else {
+    raft->replicate = true;
   }
 }
 
@@ -141,6 +154,7 @@ void raft_become_leader(struct raft *raft) {
   for (uint32_t i = 0; i < RAFT_MEMBERS_MAX; i++) {
     raft_progress_reset(&raft->progress[i], raft->now, raft_log_last(&raft->log) + 1);
   }
+  raft_reset_transfers(raft);
   /* Entries of earlier terms commit only along with one of this term (paper section 5.4.2). */
   raft_log_append(&raft->log, &noop);
   raft->term_index = raft_log_last(&raft->log);
@@ -177,7 +191,10 @@ static bool has_to_step_down(const struct raft *raft) {
 void raft_leader_tick(struct raft *raft) {
   if (has_to_step_down(raft)) {
     raft_become_follower(raft, raft->current_term, 0);
-  } else if (raft->now >= raft->heartbeat_at) {
+    return;
+  }
+  raft_transfers_tick(raft);
+  if (raft->now >= raft->heartbeat_at) {
     raft_send_heartbeats(raft);
   }
 }
@@ -215,8 +232,7 @@ void raft_advance_commit(struct raft *raft) {
 
 /* ---- The leader: answers ---- */
 
-/* A member answered in this term. false: what it says cannot be. */
-static bool hear_member(struct raft *raft, int place, uint64_t round) {
+bool raft_hear_member(struct raft *raft, int place, uint64_t round) {
   struct raft_progress *progress = &raft->progress[place];
   if (round > raft->round) {
     return false;
@@ -243,9 +259,10 @@ static void go_back(struct raft *raft, int place, const struct raft_message *mes
   if (message->hint_term > 0) {
     agree = raft_min(agree, raft_log_agree(&raft->log, agree, message->hint_term));
   }
-  raft_progress_probe(progress, raft_max(agree + 1, raft->log.first_index));
-  if (progress->next_index > message->index) {
-    progress->probe_sent = true; /* no further back: the log was compacted there. Ask now and then. */
+  if (raft_max(agree, progress->match_index) + 1 < raft->log.first_index) {
+    raft_begin_transfer(raft, (uint32_t)place);
+  } else {
+    raft_progress_probe(progress, agree + 1);
   }
   raft->replicate = true;
 }
@@ -253,12 +270,13 @@ static void go_back(struct raft *raft, int place, const struct raft_message *mes
 void raft_receive_append_result(struct raft *raft, const struct raft_message *message) {
   const int place = raft_member_place(raft, message->from);
   if (raft->role != RAFT_LEADER || place < 0 || message->index > raft_log_last(&raft->log) ||
-      !hear_member(raft, place, message->round)) {
+      !raft_hear_member(raft, place, message->round)) {
     return;
   }
   if (message->reject) {
     go_back(raft, place, message);
   } else if (raft_progress_accepted(&raft->progress[place], raft->now, message->index)) {
+    raft_settle_transfer(raft, (uint32_t)place);
     raft->replicate = true;
     raft_advance_commit(raft);
   }
@@ -267,7 +285,7 @@ void raft_receive_append_result(struct raft *raft, const struct raft_message *me
 
 void raft_receive_heartbeat_result(struct raft *raft, const struct raft_message *message) {
   const int place = raft_member_place(raft, message->from);
-  if (raft->role != RAFT_LEADER || place < 0 || message->reject || !hear_member(raft, place, message->round)) {
+  if (raft->role != RAFT_LEADER || place < 0 || message->reject || !raft_hear_member(raft, place, message->round)) {
     return;
   }
   ask_again_if_overdue(raft, (uint32_t)place);
@@ -276,8 +294,7 @@ void raft_receive_heartbeat_result(struct raft *raft, const struct raft_message 
 
 /* ---- The follower ---- */
 
-/* The leader of this term spoke. false: there are two of them, which cannot be. */
-static bool hear_leader(struct raft *raft, uint64_t leader) {
+bool raft_hear_leader(struct raft *raft, uint64_t leader) {
   assert(raft->role != RAFT_LEADER);
   if (raft->leader != 0 && raft->leader != leader) {
     return false;
@@ -298,15 +315,15 @@ static void refuse_append(struct raft *raft, const struct raft_message *message)
   result->round = message->round;
 }
 
-/* The log matches up to `index`. The answer waits until that is durable. */
-static void confirm_append(struct raft *raft, const struct raft_message *message, uint64_t index) {
+void raft_confirm(struct raft *raft, uint64_t leader, const struct raft_uuid *incarnation, uint64_t index,
+                  uint64_t round) {
   uint64_t after = raft_log_write_of(&raft->log, index, raft_next_write(raft));
 #ifdef RAFT_MUTANT_ACK_BEFORE_SYNC
   after = 0;
 #endif
-  struct raft_message *result = raft_send(raft, RAFT_APPEND_RESULT, message->from, &message->from_incarnation, after);
+  struct raft_message *result = raft_send(raft, RAFT_APPEND_RESULT, leader, incarnation, after);
   result->index = index;
-  result->round = message->round;
+  result->round = round;
 }
 
 /* Entry i of the message as a configuration; false if it is none. */
@@ -360,8 +377,8 @@ static uint64_t merge_append(struct raft *raft, const struct raft_message *messa
   uint32_t i = 0;
   for (; i < message->n_entries; i++) {
     const uint64_t index = message->index + 1 + i;
-    if (index < raft->log.first_index) {
-      continue;
+    if (index + 1 < raft->log.first_index) {
+      continue; /* compacted, and so committed */
     }
     if (index > last || raft_log_term(&raft->log, index) != message->entries[i].term) {
       break;
@@ -381,7 +398,7 @@ static void advance_follower_commit(struct raft *raft, uint64_t commit, uint64_t
 }
 
 void raft_receive_append(struct raft *raft, const struct raft_message *message) {
-  if (raft->role == RAFT_LEADER || !hear_leader(raft, message->from)) {
+  if (raft->role == RAFT_LEADER || !raft_hear_leader(raft, message->from)) {
     return;
   }
   const bool known = message->index <= raft_log_last(&raft->log) && message->index + 1 >= raft->log.first_index;
@@ -398,11 +415,11 @@ void raft_receive_append(struct raft *raft, const struct raft_message *message) 
     return;
   }
   advance_follower_commit(raft, message->commit, matched);
-  confirm_append(raft, message, matched);
+  raft_confirm(raft, message->from, &message->from_incarnation, matched, message->round);
 }
 
 void raft_receive_heartbeat(struct raft *raft, const struct raft_message *message) {
-  if (raft->role == RAFT_LEADER || !hear_leader(raft, message->from)) {
+  if (raft->role == RAFT_LEADER || !raft_hear_leader(raft, message->from)) {
     return;
   }
   /* The leader names no more than what this node has acknowledged to it, in this term, as durable. */

@@ -43,7 +43,12 @@ size_t raft_get_members(const struct raft *raft, struct raft_member_status *memb
     members[i] = (struct raft_member_status){.id = id,
                                              .match_index = progress->match_index,
                                              .next_index = progress->next_index,
+                                             .transfer_index = raft->sending[i].index,
+                                             .transfer_offset = raft->sending[i].offset,
                                              .last_contact = progress->acked_round ? progress->last_contact : 0};
+    if (raft->sending[i].offset == RAFT_OFFSET_UNKNOWN) {
+      members[i].transfer_offset = 0;
+    }
     if (id == raft->options.id) {
       members[i].match_index = raft->log.durable_index;
       members[i].next_index = raft_log_last(&raft->log) + 1;

@@ -12,6 +12,7 @@
 **                       a message type, first, last
 **   disk I manual|instant | persist I [NUMBER] | fail I    writes complete when told; a write fails
 **   crash I | restart I | wipe I | isolate I | heal I
+**   compact I THROUGH   with a snapshot there | install I   what it has received
 **   read I CONTEXT lease|quorum | electable I yes|no
 **   inject TYPE 1>2 [field=value …]                  a message that no core sent
 **   status [I …] | log [I …] | fate TERM INDEX [I …] | network | hide | show
@@ -200,7 +201,7 @@ static void do_network(struct command *command) {
 }
 
 static uint8_t type_of(const char *word) {
-  for (unsigned type = RAFT_PRE_VOTE; type <= RAFT_READ_INDEX_RESULT; type++) {
+  for (unsigned type = RAFT_PRE_VOTE; type <= RAFT_SNAPSHOT_RESULT; type++) {
     if (is_type(word, (uint8_t)type)) {
       return (uint8_t)type;
     }
@@ -234,6 +235,9 @@ static void do_inject(struct command *command) {
   message->hint_term = number(command, "hint_term", 0);
   message->round = number(command, "round", 0);
   message->context = number(command, "context", 0);
+  message->offset = number(command, "offset", 0);
+  message->size_bytes = number(command, "size", 0);
+  message->chunk_bytes = (uint32_t)number(command, "chunk", 0);
   message->reject = has_word(command, "reject");
   if (option(command, "entries")) {
     message->n_entries = 1;
@@ -400,6 +404,24 @@ static void do_isolate(struct command *command) {
   }
 }
 
+static void do_compact(struct command *command) {
+  struct world_node *node = running_node(command, 1);
+  if (node && command->n > 2) {
+    world_compact(command->world, node, strtoull(command->words[2], NULL, 10));
+  } else if (node) {
+    complain(command, "compact I THROUGH");
+  }
+}
+
+static void do_install(struct command *command) {
+  struct world_node *node = running_node(command, 1);
+  if (node && (node->part.index == 0 || node->part.offset < node->part.size_bytes)) {
+    complain(command, "it has received no snapshot");
+  } else if (node) {
+    world_install(command->world, node);
+  }
+}
+
 static void do_read(struct command *command) {
   struct world_node *node = running_node(command, 1);
   if (!node || command->n < 4) {
@@ -455,7 +477,11 @@ static void show_status(struct command *command, struct world_node *node) {
 static void show_log(struct command *command, struct world_node *node) {
   char line[512];
   int length = snprintf(line, sizeof line, "%" PRIu64 ":", node->id);
-  for (uint64_t i = 0; i < node->log.n && length < (int)sizeof line - 40; i++) {
+  if (node->log.base > 0) {
+    length += snprintf(line + length, sizeof line - (size_t)length, " (%" PRIu64 "/%" PRIu64 ")", node->log.base,
+                       node->log.entries[node->log.base - 1].meta.term);
+  }
+  for (uint64_t i = node->log.base; i < node->log.n && length < (int)sizeof line - 40; i++) {
     const struct world_entry *entry = &node->log.entries[i];
     length += snprintf(line + length, sizeof line - (size_t)length, " %" PRIu64 "%s%s", entry->meta.term,
                        entry->label[0] && i > 0 ? "=" : "", i > 0 ? entry->label : "");
@@ -502,6 +528,7 @@ static const struct {
     {"wipe", do_wipe},           {"isolate", do_isolate}, {"heal", do_isolate},        {"read", do_read},
     {"electable", do_electable}, {"inject", do_inject},   {"status", do_status},       {"log", do_log},
     {"fate", do_fate},           {"network", do_network}, {"hide", do_hide},           {"show", do_hide},
+    {"compact", do_compact},     {"install", do_install},
 };
 
 void trace_run_command(struct world *world, const char *line) {

@@ -19,10 +19,12 @@ static const char *const type_names[] = {
     [RAFT_HEARTBEAT_RESULT] = "HEARTBEAT_RESULT",
     [RAFT_READ_INDEX] = "READ_INDEX",
     [RAFT_READ_INDEX_RESULT] = "READ_INDEX_RESULT",
+    [RAFT_SNAPSHOT] = "SNAPSHOT",
+    [RAFT_SNAPSHOT_RESULT] = "SNAPSHOT_RESULT",
 };
 
 const char *world_type_name(uint8_t type) {
-  return type >= RAFT_PRE_VOTE && type <= RAFT_READ_INDEX_RESULT ? type_names[type] : "?";
+  return type >= RAFT_PRE_VOTE && type <= RAFT_SNAPSHOT_RESULT ? type_names[type] : "?";
 }
 
 void world_say(struct world *world, const char *format, ...) {
@@ -91,6 +93,16 @@ void world_describe(const struct world_message *message, char *text, size_t size
   case RAFT_READ_INDEX_RESULT:
     add(text, size, " read %" PRIu64, raft->context);
     raft->reject ? add(text, size, " refused") : add(text, size, " at %" PRIu64, raft->index);
+    break;
+  case RAFT_SNAPSHOT:
+    add(text, size, " of %" PRIu64 "/%" PRIu64 " in transfer %" PRIu64 ": ", raft->index, raft->log_term,
+        raft->context);
+    raft->chunk_bytes ? add(text, size, "chunk %" PRIu64 " of %" PRIu64, raft->offset, raft->size_bytes)
+                      : add(text, size, "offer at %" PRIu64 " of %" PRIu64, raft->offset, raft->size_bytes);
+    break;
+  case RAFT_SNAPSHOT_RESULT:
+    add(text, size, " of %" PRIu64 " in transfer %" PRIu64 "%s wants %" PRIu64, raft->index, raft->context,
+        raft->reject ? " refused," : "", raft->offset);
     break;
   default: break;
   }
@@ -163,7 +175,17 @@ static void truncate_log(struct world_log *log, uint64_t from) {
   log->n = from <= log->n ? from - 1 : log->n;
 }
 
-static void write_to_disk(struct world_node *node, const struct world_write *write) {
+/* The log begins anew behind what is committed up to `index`. */
+static void reset_log(const struct world *world, struct world_log *log, uint64_t index) {
+  assert(index <= world->committed.n);
+  memcpy(log->entries, world->committed.entries, index * sizeof log->entries[0]);
+  log->n = log->base = index;
+}
+
+static void write_to_disk(const struct world *world, struct world_node *node, const struct world_write *write) {
+  if (write->reset_index) {
+    reset_log(world, &node->disk, write->reset_index);
+  }
   if (write->truncate_from) {
     truncate_log(&node->disk, write->truncate_from);
   }
@@ -190,7 +212,7 @@ void world_persist(struct world *world, struct world_node *node, uint64_t number
   uint32_t done = 0;
   uint64_t last = 0;
   while (done < node->n_writes && node->writes[done].number <= number) {
-    write_to_disk(node, &node->writes[done]);
+    write_to_disk(world, node, &node->writes[done]);
     last = node->writes[done].number;
     done++;
   }
@@ -207,6 +229,9 @@ void world_persist(struct world *world, struct world_node *node, uint64_t number
 
 static void remember_entries(struct world *world, struct world_node *node, const struct raft_work *work,
                              const struct world_message *received) {
+  if (work->reset_index) {
+    reset_log(world, &node->log, work->reset_index);
+  }
   if (work->truncate_from) {
     truncate_log(&node->log, work->truncate_from);
   }
@@ -227,6 +252,7 @@ static void queue_write(struct world *world, struct world_node *node, const stru
   assert(node->n_writes < WORLD_WRITES_MAX);
   struct world_write *write = &node->writes[node->n_writes++];
   *write = (struct world_write){.number = work->persist,
+                                .reset_index = work->reset_index,
                                 .truncate_from = work->truncate_from,
                                 .append_first = work->append_first,
                                 .hard_state = work->hard_state,
@@ -240,6 +266,9 @@ static void queue_write(struct world *world, struct world_node *node, const stru
     return;
   }
   char text[256] = "";
+  if (work->reset_index) {
+    add(text, sizeof text, " reset behind %" PRIu64 "/%" PRIu64 ",", work->reset_index, work->reset_term);
+  }
   if (work->truncate_from) {
     add(text, sizeof text, " truncate %" PRIu64 ",", work->truncate_from);
   }
@@ -295,6 +324,62 @@ static void say_role(struct world *world, const struct world_node *node, const s
   }
 }
 
+/* ---- Snapshots ---- */
+
+static void send_chunk(struct world *world, struct world_node *node, const struct raft_transfer *transfer,
+                       uint64_t index, uint64_t offset, bool offer) {
+  const struct raft_chunk chunk = {.index = index,
+                                   .term = node->log.entries[index - 1].meta.term,
+                                   .offset = offset,
+                                   .size_bytes = WORLD_SNAPSHOT_BYTES,
+                                   .bytes = !offer && offset < WORLD_SNAPSHOT_BYTES ? WORLD_CHUNK_BYTES : 0};
+  struct raft_outgoing outgoing = {.after = 0};
+  const int error = raft_transfer_chunk(node->raft, world->now, transfer->id, &chunk, &outgoing.message);
+  if (error) {
+    world_say(world, "%" PRIu64 " cannot send: %s", node->id, raft_error_text(error));
+  } else {
+    queue_message(world, node, &outgoing);
+  }
+}
+
+static void do_transfer(struct world *world, struct world_node *node, const struct raft_transfer *transfer) {
+  switch (transfer->event) {
+  case RAFT_TRANSFER_BEGIN:
+    world_say(world, "%" PRIu64 " begins transfer %" PRIu64 " to %" PRIu64 "%s", node->id, transfer->id, transfer->to,
+              node->snapshot_index ? "" : ", but has no snapshot");
+    if (node->snapshot_index) {
+      send_chunk(world, node, transfer, node->snapshot_index, 0, true);
+    } else {
+      raft_transfer_failed(node->raft, world->now, transfer->id);
+    }
+    break;
+  case RAFT_TRANSFER_CONTINUE:
+    if (transfer->again) {
+      world_say(world, "%" PRIu64 " is to go on at %" PRIu64 " again", node->id, transfer->offset);
+    }
+    send_chunk(world, node, transfer, transfer->index, transfer->offset, false);
+    break;
+  case RAFT_TRANSFER_END:
+    world_say(world, "%" PRIu64 " ends transfer %" PRIu64 " to %" PRIu64, node->id, transfer->id, transfer->to);
+    break;
+  }
+}
+
+/* A chunk that the core lets pass. */
+static void take_chunk(struct world *world, struct world_node *node, const struct raft_message *message) {
+  struct world_part *part = &node->part;
+  if (part->index != message->index || part->term != message->log_term || part->size_bytes != message->size_bytes) {
+    *part = (struct world_part){.index = message->index, .term = message->log_term, .size_bytes = message->size_bytes};
+  }
+  if (message->offset == part->offset && message->chunk_bytes > 0) {
+    part->offset += message->chunk_bytes;
+    if (part->offset == part->size_bytes) {
+      world_say(world, "%" PRIu64 " has received snapshot %" PRIu64 "/%" PRIu64, node->id, part->index, part->term);
+    }
+  }
+  raft_snapshot_answer(node->raft, world->now, part->index, part->offset, message->offset > part->offset);
+}
+
 static void do_parcel(struct world *world, struct world_node *node, const struct raft_work *work,
                       const struct world_message *received) {
   if (work->role_changed) {
@@ -327,8 +412,14 @@ static void do_parcel(struct world *world, struct world_node *node, const struct
       world->messages[i].after = 0;
     }
   }
+  for (size_t i = 0; i < work->n_transfers; i++) {
+    do_transfer(world, node, &work->transfers[i]);
+  }
   say_messages(world, first);
   say_commits(world, node, work->commit_index);
+  if (work->chunk) {
+    take_chunk(world, node, &received->message);
+  }
 }
 
 static void work_with(struct world *world, struct world_node *node, const struct world_message *received) {
@@ -378,23 +469,87 @@ struct world_node *world_node(struct world *world, uint64_t id) {
   return id >= 1 && id <= world->n_nodes ? &world->nodes[id - 1] : NULL;
 }
 
+/* A snapshot is durable before the log follows it: what a crash left undone is done at start. */
+static void follow_snapshot(const struct world *world, struct world_node *node) {
+  const uint64_t index = node->snapshot_index;
+  if (index == 0) {
+    return;
+  }
+  const struct world_log *committed = &world->committed;
+  if (index > node->disk.n || node->disk.entries[index - 1].meta.term != committed->entries[index - 1].meta.term) {
+    reset_log(world, &node->disk, index);
+  }
+}
+
+/* Where the terms of the first n entries start. */
+static size_t find_terms(const struct world_log *log, uint64_t n, struct raft_term_start *terms) {
+  size_t n_terms = 0;
+  for (uint64_t i = 0; i < n; i++) {
+    const uint64_t term = log->entries[i].meta.term;
+    if (n_terms == 0 || terms[n_terms - 1].term != term) {
+      terms[n_terms++] = (struct raft_term_start){.term = term, .index = i + 1};
+    }
+  }
+  return n_terms;
+}
+
+void world_compact(struct world *world, struct world_node *node, uint64_t through) {
+  const int error = raft_compact(node->raft, world->now, through);
+  if (error) {
+    world_say(world, "%" PRIu64 " refuses: %s", node->id, raft_error_text(error));
+  } else if (through > node->log.base) {
+    assert(node->disk.n >= through);
+    node->snapshot_index = through > node->snapshot_index ? through : node->snapshot_index;
+    node->log.base = node->disk.base = through;
+  }
+  world_work(world, node);
+}
+
+void world_install(struct world *world, struct world_node *node) {
+  struct raft_term_start terms[WORLD_LOG_MAX];
+  const uint64_t index = node->part.index;
+  const struct raft_install install = {.index = index,
+                                       .term = node->part.term,
+                                       .configuration = &world->configuration,
+                                       .configuration_index = 1,
+                                       .terms = terms,
+                                       .n_terms = find_terms(&world->committed, index, terms)};
+  node->snapshot_index = index > node->snapshot_index ? index : node->snapshot_index;
+  node->part = (struct world_part){0};
+  const int error = raft_install(node->raft, world->now, &install);
+  if (error) {
+    world_say(world, "%" PRIu64 " refuses: %s", node->id, raft_error_text(error));
+  } else {
+    world_say(world, "%" PRIu64 " installs snapshot %" PRIu64 "/%" PRIu64, node->id, index, install.term);
+    node->told_commit = index > node->told_commit ? index : node->told_commit;
+  }
+  world_work(world, node);
+}
+
 void world_start(struct world *world, struct world_node *node, bool restarted) {
   struct raft_options options = world->options;
   options.id = node->id;
   options.incarnation = node->incarnation;
   options.seed = node->id;
   struct raft_entry_meta metas[WORLD_LOG_MAX];
-  for (uint64_t i = 0; i < node->disk.n; i++) {
-    metas[i] = node->disk.entries[i].meta;
+  struct raft_term_start terms[WORLD_LOG_MAX];
+  follow_snapshot(world, node);
+  const uint64_t base = node->disk.base;
+  for (uint64_t i = base; i < node->disk.n; i++) {
+    metas[i - base] = node->disk.entries[i].meta;
   }
   const struct raft_start start = {.now = world->now,
                                    .term = node->disk_term,
                                    .voted_for = node->disk_voted_for,
-                                   .first_index = 1,
+                                   .first_index = base + 1,
+                                   .prev_term = base > 0 ? node->disk.entries[base - 1].meta.term : 0,
                                    .last_index = node->disk.n,
                                    .entries = metas,
                                    .configuration = node->disk.n > 0 ? &world->configuration : NULL,
                                    .configuration_index = node->disk.n > 0 ? 1 : 0,
+                                   .commit_index = node->snapshot_index,
+                                   .terms = terms,
+                                   .n_terms = find_terms(&node->disk, base, terms),
                                    .restarted = restarted};
   raft_close(node->raft);
   const int error = raft_open(&options, &start, &node->raft);
@@ -403,7 +558,7 @@ void world_start(struct world *world, struct world_node *node, bool restarted) {
     return;
   }
   node->log = node->disk;
-  node->told_commit = 0;
+  node->told_commit = node->snapshot_index;
   world_work(world, node);
 }
 
@@ -429,6 +584,8 @@ void world_crash(struct world *world, struct world_node *node) {
 void world_wipe(struct world *world, struct world_node *node) {
   world_crash(world, node);
   memset(&node->disk, 0, sizeof node->disk);
+  memset(&node->part, 0, sizeof node->part);
+  node->snapshot_index = 0;
   node->disk_term = 0;
   node->disk_voted_for = 0;
   node->incarnation.bytes[1]++;

@@ -17,6 +17,8 @@
 #define WORLD_MESSAGES_MAX 1024
 #define WORLD_ENTRIES_MAX 64 /* in one message */
 #define WORLD_TERMS_MAX 64   /* leaders remembered */
+#define WORLD_SNAPSHOT_BYTES 3
+#define WORLD_CHUNK_BYTES 1
 
 #define WORLD_MS 1000000ull
 
@@ -26,13 +28,14 @@ struct world_entry {
 };
 
 struct world_log {
-  struct world_entry entries[WORLD_LOG_MAX]; /* entry i is at i-1 */
+  struct world_entry entries[WORLD_LOG_MAX]; /* entry i is at i-1, also if it is compacted */
   uint64_t n;
+  uint64_t base; /* the core has what is behind it */
 };
 
 /* A write that was given out and is not done. */
 struct world_write {
-  uint64_t number, truncate_from, append_first;
+  uint64_t number, reset_index, truncate_from, append_first;
   uint32_t n_entries;
   struct world_entry entries[WORLD_ENTRIES_MAX];
   bool hard_state;
@@ -45,6 +48,11 @@ struct world_message {
   struct world_entry entries[WORLD_ENTRIES_MAX];
 };
 
+/* A snapshot that is being received. What is in it is what was committed: nobody has to copy that. */
+struct world_part {
+  uint64_t index, term, size_bytes, offset;
+};
+
 struct world_node {
   uint64_t id;
   struct raft_uuid incarnation;
@@ -52,7 +60,9 @@ struct world_node {
   struct world_log log;
   struct world_log disk;
   uint64_t disk_term, disk_voted_for;
-  bool manual_disk; /* writes wait for `persist` */
+  uint64_t snapshot_index; /* the newest one on its disk; 0: none */
+  struct world_part part;  /* on its disk too */
+  bool manual_disk;        /* writes wait for `persist` */
   bool isolated;
   struct world_write writes[WORLD_WRITES_MAX];
   uint32_t n_writes;
@@ -104,6 +114,10 @@ void world_persist(struct world *world, struct world_node *node, uint64_t number
 void world_fail_write(struct world *world, struct world_node *node);
 /* raft_propose */
 int world_propose(struct world *world, struct world_node *node, uint64_t term, const char *label, uint32_t size);
+/* Takes a snapshot at `through`, and compacts the log up to there at once. */
+void world_compact(struct world *world, struct world_node *node, uint64_t through);
+/* Installs what it has received. */
+void world_install(struct world *world, struct world_node *node);
 /* raft_bootstrap with the configuration of all nodes */
 void world_bootstrap(struct world *world, struct world_node *node);
 /* Removes message i from the network; delivers it if `deliver` is set. */

@@ -67,15 +67,31 @@ static int open_folder(struct recovery *r) {
 }
 
 struct listing {
+  uint32_t first; /* of the log */
   uint32_t n, highest;
   bool temporary;
+  uint32_t *before; /* numbers before the first; malloc'ed */
+  size_t n_before, capacity;
 };
+
+static int list_before(struct listing *listing, uint32_t number) {
+  if (listing->n_before == listing->capacity) {
+    size_t capacity = listing->capacity ? 2 * listing->capacity : 16;
+    uint32_t *before = realloc(listing->before, capacity * sizeof *before);
+    if (before == NULL) return -ENOMEM;
+    listing->before = before;
+    listing->capacity = capacity;
+  }
+  listing->before[listing->n_before++] = number;
+  return 0;
+}
 
 static int list_one(void *ctx, const char *name) {
   struct listing *listing = ctx;
   uint32_t number = segment_number(name);
   if (strcmp(name, SEGMENT_TEMPORARY) == 0) listing->temporary = true;
   if (number == 0) return 0;
+  if (number < listing->first) return list_before(listing, number);
   listing->n++;
   if (number > listing->highest) listing->highest = number;
   return 0;
@@ -87,22 +103,69 @@ static int remove_file(struct recovery *r, const char *path) {
   return error ? fail_path(r, error, path, "remove the file") : 0;
 }
 
-static int list_segments(struct recovery *r) {
-  struct listing listing = {0};
+/* Segments before the first: the base says that nobody needs them. */
+static int keep_or_remove(struct recovery *r, const struct listing *listing) {
   char path[OS_PATH_MAX];
-  int error = os_list(r->os, r->folder, list_one, &listing);
-  if (error) return fail_path(r, error, r->folder, "list the folder");
-  if (listing.temporary) {
+  for (size_t i = 0; i < listing->n_before; i++) {
+    if (r->n_kept < SEGMENTS_KEPT_MAX) {
+      r->kept[r->n_kept++] = listing->before[i];
+      continue;
+    }
+    int error = segment_path(r->folder, listing->before[i], path);
+    if (error == 0) error = os_remove(r->os, path);
+    if (error) return fail_path(r, error, path, "remove the file");
+  }
+  return 0; /* names that come back are removed the next time */
+}
+
+static int check_listing(struct recovery *r, const struct listing *listing) {
+  if (listing->n == 0 && r->is_recorded)
+    return fail(r, -EILSEQ, "%s: segments are missing: the log begins with %08x.log. " ADVICE_DAMAGED, r->folder,
+                r->base.number);
+  if (listing->n > 0 && listing->n != listing->highest - r->base.number + 1)
+    return fail(r, -EILSEQ,
+                "%s: segments are missing: the first should be %08x.log, the last is %08x.log, and there are "
+                "%u. " ADVICE_DAMAGED,
+                r->folder, r->base.number, listing->highest, listing->n);
+  return 0;
+}
+
+static int use_listing(struct recovery *r, const struct listing *listing) {
+  char path[OS_PATH_MAX];
+  int error = 0;
+  if (listing->temporary) {
     snprintf(path, sizeof path, "%s/" SEGMENT_TEMPORARY, r->folder);
     error = remove_file(r, path);
-    if (error) return error;
   }
-  if (listing.n != listing.highest)
-    return fail(r, -EILSEQ, "%s: segments are missing: there are %u, the last is %08x.log. " ADVICE_DAMAGED, r->folder,
-                listing.n, listing.highest);
-  r->n_segments = listing.n;
-  r->salts = calloc(listing.n ? listing.n : 1, sizeof *r->salts);
-  return r->salts ? 0 : fail(r, -ENOMEM, "%s: no memory to read the log", r->folder);
+  if (error == 0) error = check_listing(r, listing);
+  if (error == 0) error = keep_or_remove(r, listing);
+  if (error) return error;
+  r->last_number = r->base.number - 1 + listing->n;
+  r->facts = calloc(listing->n ? listing->n : 1, sizeof *r->facts);
+  return r->facts ? 0 : fail(r, -ENOMEM, "%s: no memory to read the log", r->folder);
+}
+
+static int list_segments(struct recovery *r) {
+  struct listing listing = {.first = r->base.number};
+  int error = os_list(r->os, r->folder, list_one, &listing);
+  error = error ? fail_path(r, error, r->folder, "list the folder") : use_listing(r, &listing);
+  free(listing.before);
+  return error;
+}
+
+static int open_base(struct recovery *r) {
+  int error = segment_base_open(r->os, r->folder, &r->base, &r->is_recorded, &r->base_file);
+  if (error == -EILSEQ)
+    return fail(r, error,
+                "%s/" SEGMENT_BASE ": damaged at offset 0: where the log begins is not known. " ADVICE_DAMAGED,
+                r->folder);
+  if (error == -EPROTO)
+    return fail(r, error, "%s/" SEGMENT_BASE ": written by a later version of Balsa; use that one", r->folder);
+  if (error) return fail(r, error, "%s/" SEGMENT_BASE ": cannot open the file: %s", r->folder, error_text(error));
+  r->first_index = r->base.index + 1;
+  r->next_sequence = r->base.sequence;
+  r->previous = r->base.previous;
+  return 0;
 }
 
 /* ---- Images ---- */
@@ -139,9 +202,13 @@ static int read_image(struct recovery *r, const char *path, struct image *image)
   return error;
 }
 
+static struct segment_facts *facts_of(const struct recovery *r, uint32_t number) {
+  return &r->facts[number - r->base.number];
+}
+
 /*
 ** Reads segment `number` and checks its header. A last segment with a wrong header and nothing in it held no
-** entry: it is removed, and *removed set.
+** entry: it is removed, and *removed set; but not one that the base names.
 */
 static int load(struct recovery *r, uint32_t number, struct image *image, bool *removed) {
   char path[OS_PATH_MAX];
@@ -156,10 +223,11 @@ static int load(struct recovery *r, uint32_t number, struct image *image, bool *
   case SEGMENT_HEADER_OK: break;
   case SEGMENT_HEADER_VERSION: return fail(r, -EPROTO, "%s: written by a later version of Balsa; use that one", path);
   case SEGMENT_HEADER_DAMAGED:
-    if (number < r->n_segments || !is_blank(image->bytes, SEGMENT_HEADER_SIZE, image->size))
+    if (number < r->last_number || !is_blank(image->bytes, SEGMENT_HEADER_SIZE, image->size) ||
+        (number == r->base.number && r->is_recorded))
       return fail_damaged(r, number, 0, "the segment's header is wrong");
     *removed = true;
-    r->n_segments--;
+    r->last_number--;
     return remove_file(r, path);
   }
   if (memcmp(&incarnation, &r->incarnation, sizeof incarnation) != 0)
@@ -167,7 +235,7 @@ static int load(struct recovery *r, uint32_t number, struct image *image, bool *
                 "%s: this log belongs to another incarnation than the node's term and vote: files of two nodes are "
                 "mixed in this folder. Restore all of it, or remove it and let the node join again",
                 path);
-  r->salts[number - 1] = image->salt;
+  facts_of(r, number)->salt = image->salt;
   return 0;
 }
 
@@ -217,9 +285,13 @@ static int replay_records(struct recovery *r, const struct image *image, uint64_
 static int replay_batch(struct recovery *r, const struct image *image, uint64_t offset,
                         const struct segment_batch *batch, uint64_t checksum) {
   uint64_t next = r->first_index + r->n;
+  /* The first one of a compacted log may follow on what is gone, and is then replaced later. */
+  if (r->is_recorded && batch->sequence == r->base.sequence && batch->index > next)
+    next = r->first_index = batch->index;
   if (batch->truncate_from) {
-    if (batch->truncate_from < r->first_index || batch->truncate_from > next)
+    if (batch->truncate_from <= r->base.index || batch->truncate_from > next)
       return fail_damaged(r, image->number, offset, "a batch truncates what is not in the log");
+    if (batch->truncate_from < r->first_index) r->first_index = batch->truncate_from;
     r->n = (size_t)(batch->truncate_from - r->first_index);
   }
   if (batch->index != r->first_index + r->n)
@@ -231,6 +303,7 @@ static int replay_batch(struct recovery *r, const struct image *image, uint64_t 
   r->number = image->number;
   r->offset = offset + batch->length;
   r->bytes += batch->length;
+  facts_of(r, image->number)->bytes += batch->length;
   r->last_bytes = batch->length;
   r->sealed = batch->records == 0 && batch->truncate_from == 0;
   return 0;
@@ -241,6 +314,8 @@ static int replay_image(struct recovery *r, const struct image *image) {
   uint64_t checksum;
   r->number = image->number;
   r->offset = SEGMENT_HEADER_SIZE;
+  facts_of(r, image->number)->sequence = r->next_sequence;
+  facts_of(r, image->number)->previous = r->previous;
   while (whole_batch(r, image, r->offset, &batch, &checksum)) {
     int error = replay_batch(r, image, r->offset, &batch, checksum);
     if (error) return error;
@@ -275,26 +350,47 @@ static bool can_be_torn(const struct image *image, uint64_t offset) {
   return false;
 }
 
-/* Zeros over [offset, end of what is not blank), durably. */
-static int make_blank(struct recovery *r, const struct image *image, uint64_t offset) {
+static int write_base(struct recovery *r) {
+  int error = segment_base_write(r->base_file, &r->base);
+  return error ? fail(r, error, "%s/" SEGMENT_BASE ": cannot write the file: %s", r->folder, error_text(error)) : 0;
+}
+
+/* Zeros where the base says that a batch is cut, durably; then the base says so no more. */
+static int make_blank(struct recovery *r) {
   char path[OS_PATH_MAX];
   struct os_file *file;
-  uint64_t end = end_of_not_blank(image->bytes, offset, image->size);
-  int error = segment_path(r->folder, image->number, path);
+  size_t size = r->base.cut_to - r->base.cut_from;
+  int error = segment_path(r->folder, r->base.cut_number, path);
   if (error == 0) error = os_open(r->os, path, OS_OPEN_READ | OS_OPEN_WRITE, &file);
   if (error) return fail_path(r, error, path, "open the segment");
-  memset(image->bytes + offset, 0, end - offset);
-  error = os_write(file, image->bytes + offset, end - offset, offset);
+  uint8_t *zeros = calloc(1, size + 1);
+  error = zeros ? os_write(file, zeros, size, r->base.cut_from) : -ENOMEM;
   if (error == 0) error = os_sync(file);
+  free(zeros);
   os_close(file);
-  return error ? fail_path(r, error, path, "cut a torn batch") : 0;
+  if (error) return fail_path(r, error, path, "cut a torn batch");
+  r->base.cut_number = r->base.cut_from = r->base.cut_to = 0;
+  return write_base(r);
 }
 
 static int cut(struct recovery *r, const struct image *image, uint64_t offset) {
   if (!can_be_torn(image, offset))
     return fail_damaged(r, image->number, offset, "the last batch is wrong, and not as a crash would leave it");
+  uint64_t end = end_of_not_blank(image->bytes, offset, image->size);
   r->cut = true;
-  return make_blank(r, image, offset);
+  r->base.cut_number = image->number;
+  r->base.cut_from = (uint32_t)offset;
+  r->base.cut_to = (uint32_t)end;
+  memset(image->bytes + offset, 0, end - offset);
+  int error = write_base(r);
+  return error ? error : make_blank(r);
+}
+
+/* The last start failed in the middle of a cut: whatever is read there now, it may not be on the disk. */
+static int finish_cut(struct recovery *r) {
+  if (r->base.cut_number == 0) return 0;
+  r->cut = true;
+  return make_blank(r);
 }
 
 /* Looks at the segments after the one that may be blank: *used if one holds anything. Blank ones are removed. */
@@ -303,15 +399,15 @@ static int check_beyond(struct recovery *r, bool *used) {
   char path[OS_PATH_MAX];
   int error = 0;
   *used = false;
-  while (error == 0 && !*used && r->n_segments > r->number + 1) {
+  while (error == 0 && !*used && r->last_number > r->number + 1) {
     bool removed;
-    error = load(r, r->n_segments, &image, &removed);
+    error = load(r, r->last_number, &image, &removed);
     if (error || removed) continue;
     *used = !is_blank(image.bytes, SEGMENT_HEADER_SIZE, image.size);
     if (*used) continue;
     error = segment_path(r->folder, image.number, path);
     if (error == 0) error = remove_file(r, path);
-    if (error == 0) r->n_segments--;
+    if (error == 0) r->last_number--;
   }
   free(image.bytes);
   return error;
@@ -323,7 +419,7 @@ static int check_beyond(struct recovery *r, bool *used) {
 */
 static int settle_tail(struct recovery *r, const struct image *image, const struct image *next) {
   bool blank = is_blank(image->bytes, r->offset, image->size);
-  bool has_next = r->number < r->n_segments;
+  bool has_next = r->number < r->last_number;
   bool next_blank = !has_next || is_blank(next->bytes, SEGMENT_HEADER_SIZE, next->size);
   bool beyond = false;
   int error = check_beyond(r, &beyond);
@@ -357,14 +453,14 @@ static int rewrite_last(struct recovery *r, const struct image *image) {
 
 static int replay_all(struct recovery *r, struct image *image, struct image *next) {
   bool removed;
-  int error = load(r, 1, image, &removed);
+  int error = load(r, r->base.number, image, &removed);
   if (error || removed) return error;
   for (;;) {
     struct segment_batch batch;
     uint64_t checksum;
     error = replay_image(r, image);
     if (error) return error;
-    if (r->number == r->n_segments) break;
+    if (r->number == r->last_number) break;
     error = load(r, r->number + 1, next, &removed);
     if (error) return error;
     if (removed || !whole_batch(r, next, SEGMENT_HEADER_SIZE, &batch, &checksum)) break;
@@ -373,19 +469,21 @@ static int replay_all(struct recovery *r, struct image *image, struct image *nex
     *next = swap;
   }
   error = settle_tail(r, image, next);
+  if (error == 0 && r->first_index != r->base.index + 1)
+    error = fail_damaged(r, r->base.number, SEGMENT_HEADER_SIZE, "the log does not begin where it should");
   if (error == 0 && r->last_bytes) error = rewrite_last(r, image);
   return error;
 }
 
 int recovery_run(struct recovery *r) {
   struct image image = {0}, next = {0};
-  r->first_index = 1;
-  r->next_sequence = 1;
   r->sealed = true;
   r->text[0] = 0;
   int error = open_folder(r);
+  if (error == 0) error = open_base(r);
   if (error == 0) error = list_segments(r);
-  if (error == 0 && r->n_segments > 0) error = replay_all(r, &image, &next);
+  if (error == 0) error = finish_cut(r);
+  if (error == 0 && r->last_number >= r->base.number) error = replay_all(r, &image, &next);
   free(image.bytes);
   free(next.bytes);
   return error;

@@ -1,5 +1,5 @@
 /*
-** The log is a folder of segments: files 00000001.log, 00000002.log, … of (mostly) one size. A segment is
+** The log is a folder of segments: files 0000002a.log, 0000002b.log, … of (mostly) one size. A segment is
 ** made ahead: zeros all over, a header page, synced; only then does it get its name. Batches are appended
 ** to it, each by one synced write into zeros, so that a sync has no metadata to write.
 **
@@ -36,6 +36,28 @@
 **    8    72  entry header (entry.h)
 **   80     …  payload, then zeros up to a multiple of 8
 **
+** Where the log begins is said by a slot file (ext/slot_file.c), `base`, of kind "BASE", version 1. Without a record the
+** log begins with entry 1 in segment 1.
+**
+**    0     4  number of the first segment
+**    4     4  0
+**    8     8  index of the entry before the first one
+**   16     8  its term
+**   24     8  sequence of the first batch in that segment
+**   32     8  what that batch has as `previous`
+**   40     4  number of a segment in which a torn batch is being cut; 0: in none
+**   44     4  offset of that batch
+**   48     4  offset after its last byte that was not blank
+**   52     4  0
+**
+** Compaction and a new beginning are both one write of that record, when the segment that it names is there, durable. Only
+** then are the segments before it removed; those found at start are what a crash left, or are kept to be used again. Of
+** the first segment of a compacted log, the first batches may hold entries that a later batch of it replaces, from an
+** index before theirs on: then what they followed on is gone, and they count no more than it does.
+**
+** A segment that is not needed any more is used again under another number: it gets its temporary name, zeros, and a
+** header with another salt, in that order, before it gets a name that counts.
+**
 ** A batch that does not fit goes to the next segment; what is left of this one stays zero. A batch without
 ** records and truncation is a *seal*: it says no more than that the batch before it is whole, and is written
 ** at start and at the end for that.
@@ -52,7 +74,8 @@
 ** next batch, or the seal at a stop in order or at the next start, ends that time.
 **
 ** After a cut the bytes of the torn batch are zeros again, durably, before anything is appended: they never
-** come back, and the next torn batch shows its blanks.
+** come back, and the next torn batch shows its blanks. A cut that failed is known from the base and done again: what
+** a failed sync leaves may read as zeros and be none.
 */
 #include "segment.h"
 
@@ -69,6 +92,9 @@
 #define SEGMENT_CHECKED 40u
 #define BATCH_CHECKED 56u
 #define BATCH_LENGTH_MAX (SEGMENT_SIZE_MAX - SEGMENT_HEADER_SIZE)
+#define BASE_KIND "BASE"
+#define BASE_VERSION 1u
+#define BASE_SIZE 56u
 #define MAKE_STEP (1u << 20) /* bytes of zeros between two syncs, so that commits get their turn at the disk */
 
 static const char segment_magic[8] = {'B', 'a', 'l', 's', 'a', 'L', 'o', 'g'};
@@ -129,16 +155,39 @@ static int fill(struct os_file *file, uint64_t from, uint64_t to, const atomic_b
   return 0;
 }
 
+/* Zeros over what a file that is used again holds. */
+static int blank(struct os_file *file, uint64_t to, const atomic_bool *stop) {
+  uint8_t *zeros = calloc(1, MAKE_STEP);
+  int error = zeros ? 0 : -ENOMEM;
+  for (uint64_t from = 0; error == 0 && from < to; from += MAKE_STEP) {
+    if (stop && atomic_load(stop)) error = -ECANCELED;
+    if (error == 0) error = os_write(file, zeros, to - from < MAKE_STEP ? (size_t)(to - from) : MAKE_STEP, from);
+    if (error == 0) error = os_sync(file);
+  }
+  free(zeros);
+  return error;
+}
+
+/* What is left of the file's earlier life goes, as far as it is not needed. */
+static int clean(struct os_file *file, uint64_t size, bool recycled, const atomic_bool *stop) {
+  uint64_t before;
+  if (!recycled) return os_truncate(file, 0); /* one that was left behind may hold anything */
+  int error = os_size(file, &before);
+  if (error) return error;
+  if (before > size) error = os_truncate(file, size);
+  return error ? error : blank(file, before < size ? before : size, stop);
+}
+
 /* The file under its temporary name, durable. */
-static int make_temporary(struct os *os, const char *path, uint32_t number, const struct raft_uuid *incarnation,
-                          uint64_t size, const atomic_bool *stop, uint64_t *salt) {
+static int make_temporary(struct os *os, const char *path, uint32_t number, bool recycled,
+                          const struct raft_uuid *incarnation, uint64_t size, const atomic_bool *stop, uint64_t *salt) {
   uint8_t header[SEGMENT_HEADER_SIZE];
   struct os_file *file;
   os_random(os, salt, sizeof *salt);
   header_encode(number, incarnation, *salt, header);
   int error = os_open(os, path, OS_OPEN_READ | OS_OPEN_WRITE | OS_OPEN_CREATE, &file);
   if (error) return error;
-  error = os_truncate(file, 0); /* one that was left behind may hold anything */
+  error = clean(file, size, recycled, stop);
   if (error == 0) error = os_write(file, header, sizeof header, 0);
   if (error == 0) error = fill(file, sizeof header, size, stop);
   if (error == 0) error = os_sync(file);
@@ -146,14 +195,24 @@ static int make_temporary(struct os *os, const char *path, uint32_t number, cons
   return error;
 }
 
-int segment_make(struct os *os, const char *folder, uint32_t number, const struct raft_uuid *incarnation, uint64_t size,
-                 const atomic_bool *stop, uint64_t *salt, char *path) {
+/* Gives a segment its temporary name, durably: at no time a file has two names that count. */
+static int take_apart(struct os *os, const char *folder, uint32_t number, const char *temporary) {
+  char path[OS_PATH_MAX];
+  int error = segment_path(folder, number, path);
+  if (error == 0) error = os_rename(os, path, temporary);
+  return error ? error : os_sync_directory(os, folder);
+}
+
+int segment_make(struct os *os, const char *folder, uint32_t number, uint32_t recycled,
+                 const struct raft_uuid *incarnation, uint64_t size, const atomic_bool *stop, uint64_t *salt,
+                 char *path) {
   char temporary[OS_PATH_MAX];
   int error = segment_path(folder, number, path);
   if (error) return error;
   int n = snprintf(temporary, sizeof temporary, "%s/" SEGMENT_TEMPORARY, folder);
   if (n < 0 || n >= OS_PATH_MAX) return -ENAMETOOLONG;
-  error = make_temporary(os, temporary, number, incarnation, size, stop, salt);
+  if (recycled) error = take_apart(os, folder, recycled, temporary);
+  if (error == 0) error = make_temporary(os, temporary, number, recycled != 0, incarnation, size, stop, salt);
   if (error == 0) error = os_rename(os, temporary, path);
   if (error) {
     os_remove(os, temporary); /* gives its space back; if it stays, the next start removes it */
@@ -171,6 +230,50 @@ int segment_extend(struct os *os, const char *path, uint64_t size) {
   if (error == 0) error = fill(file, before, size, NULL);
   os_close(file);
   return error;
+}
+
+/* ---- The base ---- */
+
+int segment_base_open(struct os *os, const char *folder, struct segment_base *base, bool *is_recorded,
+                      struct slot_file **file) {
+  char path[OS_PATH_MAX];
+  uint8_t bytes[BASE_SIZE];
+  size_t size;
+  *file = NULL;
+  *is_recorded = false;
+  *base = (struct segment_base){.number = 1, .sequence = 1};
+  int n = snprintf(path, sizeof path, "%s/" SEGMENT_BASE, folder);
+  if (n < 0 || n >= OS_PATH_MAX) return -ENAMETOOLONG;
+  int error = slot_file_open(os, path, BASE_KIND, BASE_VERSION, bytes, sizeof bytes, &size, file);
+  if (error || size == 0) return error;
+  *is_recorded = true;
+  *base = (struct segment_base){.number = le32_get(bytes),
+                                .index = le64_get(bytes + 8),
+                                .term = le64_get(bytes + 16),
+                                .sequence = le64_get(bytes + 24),
+                                .previous = le64_get(bytes + 32),
+                                .cut_number = le32_get(bytes + 40),
+                                .cut_from = le32_get(bytes + 44),
+                                .cut_to = le32_get(bytes + 48)};
+  if (size == BASE_SIZE && base->number > 0 && base->sequence > 0 && (base->index == 0) == (base->term == 0) &&
+      base->cut_from <= base->cut_to && base->cut_to <= SEGMENT_SIZE_MAX)
+    return 0;
+  slot_file_close(*file);
+  *file = NULL;
+  return -EILSEQ;
+}
+
+int segment_base_write(struct slot_file *file, const struct segment_base *base) {
+  uint8_t bytes[BASE_SIZE] = {0};
+  le32_put(bytes, base->number);
+  le64_put(bytes + 8, base->index);
+  le64_put(bytes + 16, base->term);
+  le64_put(bytes + 24, base->sequence);
+  le64_put(bytes + 32, base->previous);
+  le32_put(bytes + 40, base->cut_number);
+  le32_put(bytes + 44, base->cut_from);
+  le32_put(bytes + 48, base->cut_to);
+  return slot_file_write(file, bytes, sizeof bytes);
 }
 
 /* ---- Records ---- */

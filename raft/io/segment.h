@@ -8,6 +8,7 @@
 #include <stdatomic.h>
 
 #include "../../ext/os.h"
+#include "../../ext/slot_file.h"
 #include "entry.h"
 
 #define SEGMENT_HEADER_SIZE 4096u
@@ -15,6 +16,7 @@
 #define SEGMENT_SIZE_MAX (1u << 30)
 #define SEGMENT_NUMBER_MAX UINT32_MAX
 #define SEGMENT_TEMPORARY "next.tmp"
+#define SEGMENT_BASE "base"
 
 #define BATCH_HEADER_SIZE 64u
 #define BATCH_TRAILER_SIZE 8u
@@ -39,13 +41,29 @@ int segment_path(const char *folder, uint32_t number, char *path);
 uint32_t segment_number(const char *name);
 
 /*
-** Makes a segment of `size` bytes: zeros and a header with a fresh salt, durable before it gets its name.
-** -ECANCELED once *stop is true. *text is the path that an error is about (OS_PATH_MAX).
+** Makes a segment of `size` bytes: zeros and a header with a fresh salt, durable before it gets its name. `recycled` is
+** the number of one that is not needed any more, whose file is used; 0: a file of its own. -ECANCELED once *stop is true.
+** path[OS_PATH_MAX] is what an error is about.
 */
-int segment_make(struct os *os, const char *folder, uint32_t number, const struct raft_uuid *incarnation, uint64_t size,
-                 const atomic_bool *stop, uint64_t *salt, char *path);
+int segment_make(struct os *os, const char *folder, uint32_t number, uint32_t recycled,
+                 const struct raft_uuid *incarnation, uint64_t size, const atomic_bool *stop, uint64_t *salt,
+                 char *path);
 /* Makes an existing one longer, durably. */
 int segment_extend(struct os *os, const char *path, uint64_t size);
+
+/* Where the log begins. */
+struct segment_base {
+  uint32_t number;             /* of its first segment */
+  uint64_t index, term;        /* of the entry before the first */
+  uint64_t sequence, previous; /* of the first batch in that segment */
+  /* Bytes of a segment that are being made blank, or were not; number 0: there are none. */
+  uint32_t cut_number, cut_from, cut_to;
+};
+/* folder/base. *is_recorded is false, and the base that of a log that was never compacted, if nothing was written yet. */
+int segment_base_open(struct os *os, const char *folder, struct segment_base *base, bool *is_recorded,
+                      struct slot_file **file);
+/* Durable when it returns 0. */
+int segment_base_write(struct slot_file *file, const struct segment_base *base);
 
 enum segment_header_state { SEGMENT_HEADER_OK, SEGMENT_HEADER_DAMAGED, SEGMENT_HEADER_VERSION };
 enum segment_header_state segment_header_decode(const uint8_t bytes[SEGMENT_HEADER_SIZE], uint32_t number,

@@ -15,8 +15,15 @@
 ** written_last moves on when a batch is begun, durable_index follows when it is done; a truncation moves both back.
 ** A flush that is under way meanwhile completes for those entries only that are still its own: <= written_last.
 **
+** A new beginning (raft_store_reset) is done before anything else that waits, and makes all of that obsolete: on disk it
+** is one write of the base, which names a segment without any batch.
+**
+** Compaction. The segments before the one that holds the first entry to keep are of no use once the base says so. It
+** looks at what is durable only, and truncations reach committed entries never, so that no flush can interfere.
+**
 ** Locks, in this order:
 **   flush_mutex  one flush at a time; guards what says "flush" below, and is held during its disk I/O
+**   base_mutex   one change of the base at a time; held during its disk I/O
 **   read_mutex   guards the file that raft_store_read has open, and is held during its disk I/O
 **   mutex        guards all the rest; never held during disk I/O
 */
@@ -67,15 +74,21 @@ struct raft_store {
   uint64_t first_index, last_index, cache_first, written_last, durable_index;
   uint64_t truncate_from;    /* 0: nothing on disk is to be dropped */
   uint64_t truncate_persist; /* lowest number that waits for that */
+  bool reset_waits;          /* the disk's log has to begin anew first, behind (reset_index, reset_term) */
+  uint64_t reset_index, reset_term, reset_persist;
+  uint64_t resets;    /* so far */
+  uint64_t base_term; /* of the entry before the first */
   uint64_t persist_queued, persist_durable;
   struct segment_location *locations; /* [index - first_index] */
   size_t locations_capacity;
   struct slot *slots; /* [index & (slots_capacity - 1)] */
   size_t slots_capacity;
   size_t cached_bytes, pending_bytes; /* of all slots; of those beyond durable_index */
-  uint64_t *salts;                    /* [number - 1] */
-  size_t salts_capacity;
-  int failed; /* the error that ended all writing */
+  uint32_t first_number;              /* of the segments that hold the log */
+  struct segment_facts *facts;        /* [number - first_number] */
+  size_t facts_capacity;
+  uint32_t kept[SEGMENTS_KEPT_MAX], n_kept; /* numbers of files that can be used again */
+  int failed;                               /* the error that ended all writing */
   char text[RAFT_STORE_TEXT_MAX];
   uint64_t bytes, batches, synced_writes;
 
@@ -99,6 +112,9 @@ struct raft_store {
   size_t buffer_capacity;
   struct raft_entry *batch; /* entries of the batch under way, with references */
   size_t batch_capacity;
+
+  pthread_mutex_t base_mutex;
+  struct slot_file *base_file;
 
   pthread_mutex_t read_mutex;
   struct os_file *read_file;
@@ -132,13 +148,17 @@ static struct segment_location *location_at(struct raft_store *store, uint64_t i
   return &store->locations[index - store->first_index];
 }
 
+static struct segment_facts *facts_of(struct raft_store *store, uint32_t number) {
+  return &store->facts[number - store->first_number];
+}
+
 /* Memory that a payload costs: an entry without one costs too. */
 static size_t slot_bytes(const struct slot *slot) {
   return sizeof *slot + raft_entry_size(&slot->entry);
 }
 
 static bool has_work(const struct raft_store *store) {
-  return store->truncate_from || store->written_last < store->last_index;
+  return store->reset_waits || store->truncate_from || store->written_last < store->last_index;
 }
 
 /* The highest number whose work is durable, when no flush is between begin and end. */
@@ -149,12 +169,14 @@ static uint64_t durable_number(struct raft_store *store) {
     if (waiting - 1 < number) number = waiting - 1;
   }
   if (store->truncate_from && store->truncate_persist - 1 < number) number = store->truncate_persist - 1;
+  if (store->reset_waits && store->reset_persist - 1 < number) number = store->reset_persist - 1;
   return number > store->persist_durable ? number : store->persist_durable;
 }
 
 /* The highest number that anything waiting has. */
 static uint64_t last_number(struct raft_store *store) {
   uint64_t last = store->written_last < store->last_index ? slot_at(store, store->last_index)->persist : 0;
+  if (store->reset_waits && store->reset_persist > last) last = store->reset_persist;
   return last > store->persist_queued ? last : store->persist_queued;
 }
 
@@ -240,6 +262,31 @@ int raft_store_truncate(struct raft_store *store, uint64_t from, uint64_t persis
   return 0;
 }
 
+int raft_store_reset(struct raft_store *store, uint64_t index, uint64_t term, uint64_t persist) {
+  pthread_mutex_lock(&store->mutex);
+  assert(index > 0 && term > 0);
+  assert(persist == 0 || persist >= store->persist_queued);
+  /* What waited takes its numbers with it. */
+  uint64_t waiting = persist ? persist : store->persist_queued + 1;
+  if (store->written_last < store->last_index && slot_at(store, store->written_last + 1)->persist < waiting)
+    waiting = slot_at(store, store->written_last + 1)->persist;
+  if (store->truncate_from && store->truncate_persist < waiting) waiting = store->truncate_persist;
+  if (store->reset_waits && store->reset_persist < waiting) waiting = store->reset_persist;
+  if (persist) store->persist_queued = persist;
+  while (store->cache_first <= store->last_index) drop_slot(store, store->cache_first++);
+  store->first_index = store->cache_first = index + 1;
+  store->last_index = store->written_last = store->durable_index = index;
+  store->truncate_from = store->truncate_persist = 0;
+  store->reset_waits = true;
+  store->reset_index = index;
+  store->reset_term = term;
+  store->reset_persist = waiting;
+  store->resets++;
+  store->base_term = term;
+  pthread_mutex_unlock(&store->mutex);
+  return 0;
+}
+
 void raft_store_mark(struct raft_store *store, uint64_t persist) {
   pthread_mutex_lock(&store->mutex);
   assert(persist >= store->persist_queued);
@@ -302,24 +349,33 @@ int64_t raft_store_get(struct raft_store *store, uint64_t first, size_t n_max, s
 static int remember_salt(struct raft_store *store, uint32_t number, uint64_t salt) {
   int error = 0;
   pthread_mutex_lock(&store->mutex);
-  if (number > store->salts_capacity) {
-    size_t capacity = number + 63u;
-    uint64_t *salts = realloc(store->salts, capacity * sizeof *salts);
-    if (salts) store->salts = salts;
-    if (salts) store->salts_capacity = capacity;
-    if (salts == NULL) error = -ENOMEM;
+  size_t n = (size_t)(number - store->first_number) + 1;
+  if (n > store->facts_capacity) {
+    size_t capacity = n + 63u;
+    struct segment_facts *facts = realloc(store->facts, capacity * sizeof *facts);
+    if (facts) store->facts = facts;
+    if (facts) store->facts_capacity = capacity;
+    if (facts == NULL) error = -ENOMEM;
   }
-  if (error == 0) store->salts[number - 1] = salt;
+  if (error == 0) *facts_of(store, number) = (struct segment_facts){.salt = salt};
   pthread_mutex_unlock(&store->mutex);
   return error;
+}
+
+/* The number of a file that can be used again; 0: there is none. */
+static uint32_t take_kept(struct raft_store *store) {
+  pthread_mutex_lock(&store->mutex);
+  uint32_t number = store->n_kept > 0 ? store->kept[--store->n_kept] : 0;
+  pthread_mutex_unlock(&store->mutex);
+  return number;
 }
 
 /* Makes segment `number` and opens it for appending, all but slow: done ahead, by one thread at a time. */
 static int make_spare(struct raft_store *store, uint32_t number, uint64_t size, struct spare *spare) {
   char path[OS_PATH_MAX];
   *spare = (struct spare){.state = SPARE_READY, .size = size};
-  int error = segment_make(store->os, store->folder, number, &store->incarnation, size, &store->stopping, &spare->salt,
-                           path);
+  int error = segment_make(store->os, store->folder, number, take_kept(store), &store->incarnation, size,
+                           &store->stopping, &spare->salt, path);
   if (error == 0) error = remember_salt(store, number, spare->salt);
   if (error == 0) error = os_open(store->os, path, OS_OPEN_READ | OS_OPEN_WRITE | OS_OPEN_DSYNC, &spare->file);
   if (error == -EDQUOT) error = -ENOSPC;
@@ -408,6 +464,8 @@ static int enter_spare(struct raft_store *store, uint64_t size) {
   store->spare_next_try = 0;
   pthread_mutex_lock(&store->mutex);
   store->number++;
+  facts_of(store, store->number)->sequence = store->sequence;
+  facts_of(store, store->number)->previous = store->previous;
   store->spare = (struct spare){.state = SPARE_NONE};
   pthread_mutex_unlock(&store->mutex);
   return 0;
@@ -489,13 +547,20 @@ static void begin_batch(struct raft_store *store, const struct measure *m, struc
   store->written_last += m->n;
 }
 
+static void count_batch(struct raft_store *store, const struct segment_batch *batch) {
+  facts_of(store, store->number)->bytes += batch->length;
+  store->bytes += batch->length;
+  store->batches++;
+  store->synced_writes++;
+}
+
 /* Ends it: what is still the batch's own is durable. Under mutex. */
 static void end_batch(struct raft_store *store, const struct segment_batch *batch, uint64_t offset) {
   uint64_t at = offset + BATCH_HEADER_SIZE;
   for (uint32_t i = 0; i < batch->records; i++) {
     uint32_t size = raft_entry_size(&store->batch[i]);
     uint64_t index = batch->index + i;
-    if (index <= store->written_last) {
+    if (index >= store->first_index && index <= store->written_last) {
       *location_at(store,
                    index) = (struct segment_location){.number = store->number, .offset = (uint32_t)at, .size = size};
       store->pending_bytes -= slot_bytes(slot_at(store, index));
@@ -504,9 +569,7 @@ static void end_batch(struct raft_store *store, const struct segment_batch *batc
   }
   store->durable_index = store->written_last;
   store->persist_durable = durable_number(store);
-  store->bytes += batch->length;
-  store->batches++;
-  store->synced_writes++;
+  count_batch(store, batch);
   shrink_cache(store);
 }
 
@@ -537,7 +600,7 @@ static int prepare_batch(struct raft_store *store, struct segment_batch *batch, 
   while (error == 0 && !*begun) {
     pthread_mutex_lock(&store->mutex);
     struct measure m = measure(store);
-    bool work = has_work(store), room = fits(store, m.length);
+    bool work = has_work(store) && !store->reset_waits, room = fits(store, m.length);
     if (work && room) error = reserve_batch(store, &m);
     if (work && room && error == 0) {
       begin_batch(store, &m, batch);
@@ -570,10 +633,101 @@ static int flush_batch(struct raft_store *store) {
   return error;
 }
 
+/* ---- The beginning ---- */
+
+/* The files of segments first … end - 1 are not needed any more: a few are kept. Under base_mutex. */
+static int release_segments(struct raft_store *store, uint32_t first, uint32_t end) {
+  char path[OS_PATH_MAX];
+  int result = 0;
+  pthread_mutex_lock(&store->read_mutex);
+  if (store->read_file && store->read_number < end) {
+    os_close(store->read_file);
+    store->read_file = NULL;
+  }
+  pthread_mutex_unlock(&store->read_mutex);
+  for (uint32_t number = first; number < end; number++) {
+    pthread_mutex_lock(&store->mutex);
+    bool keep = store->n_kept < SEGMENTS_KEPT_MAX;
+    if (keep) store->kept[store->n_kept++] = number;
+    pthread_mutex_unlock(&store->mutex);
+    if (keep) continue;
+    int error = segment_path(store->folder, number, path);
+    if (error == 0) error = os_remove(store->os, path);
+    if (error && result == 0)
+      result = set_error(store, error, "%s: cannot remove the segment: %s. The next start tries again", path,
+                         error_text(error));
+  }
+  int error = os_sync_directory(store->os, store->folder);
+  if (error && result == 0)
+    result = set_error(store, error, "%s: cannot sync the folder: %s", store->folder, error_text(error));
+  return result;
+}
+
+/* Writes where the log begins. Under base_mutex. */
+static int write_base(struct raft_store *store, const struct segment_base *base) {
+  int error = segment_base_write(store->base_file, base);
+  if (error)
+    set_error(store, error,
+              "%s/" SEGMENT_BASE ": cannot write where the log begins: %s. Check the disk, then restart "
+              "this node",
+              store->folder, error_text(error));
+  return error;
+}
+
+/* Segments before `number` are not the log's any more. Returns the first of them. Under mutex. */
+static uint32_t forget_segments(struct raft_store *store, uint32_t number) {
+  uint32_t first = store->first_number;
+  for (uint32_t i = first; i < number; i++) store->bytes -= facts_of(store, i)->bytes;
+  size_t n = number - first;
+  memmove(store->facts, store->facts + n, (store->facts_capacity - n) * sizeof *store->facts);
+  store->first_number = number;
+  return first;
+}
+
+/* Goes on in a segment without batches, if this one has some. Under flush_mutex. */
+static int blank_segment(struct raft_store *store) {
+  if (store->offset == SEGMENT_HEADER_SIZE) return 0;
+  return enter_spare(store, store->segment_bytes);
+}
+
+/* The log begins anew on disk, if it has to. Files that cannot be removed are no failure. Under flush_mutex. */
+static int flush_reset(struct raft_store *store) {
+  struct segment_base base = {.number = 0};
+  pthread_mutex_lock(&store->mutex);
+  bool waits = store->reset_waits;
+  pthread_mutex_unlock(&store->mutex);
+  int error = waits ? blank_segment(store) : 0;
+  if (error || !waits) return error;
+  pthread_mutex_lock(&store->base_mutex);
+  pthread_mutex_lock(&store->mutex);
+  base = (struct segment_base){.number = store->number,
+                               .index = store->reset_index,
+                               .term = store->reset_term,
+                               .sequence = store->sequence,
+                               .previous = store->previous};
+  uint64_t resets = store->resets;
+  pthread_mutex_unlock(&store->mutex);
+  error = write_base(store, &base);
+  uint32_t first = base.number;
+  if (error == 0) {
+    pthread_mutex_lock(&store->mutex);
+    first = forget_segments(store, base.number);
+    if (store->resets == resets) store->reset_waits = false;
+    store->synced_writes += 2;
+    pthread_mutex_unlock(&store->mutex);
+    store->disk_last = base.index;
+    store->sealed = true; /* the base says no less */
+  }
+  if (first < base.number) release_segments(store, first, base.number);
+  pthread_mutex_unlock(&store->base_mutex);
+  return error;
+}
+
 /* Is something of number <= `target` still to be written? Takes mutex. */
 static bool is_due(struct raft_store *store, uint64_t target) {
   pthread_mutex_lock(&store->mutex);
   bool due = store->truncate_from && store->truncate_persist <= target;
+  due |= store->reset_waits && store->reset_persist <= target;
   if (store->written_last < store->last_index) due |= slot_at(store, store->written_last + 1)->persist <= target;
   if (!due) store->persist_durable = durable_number(store); /* marks */
   pthread_mutex_unlock(&store->mutex);
@@ -582,7 +736,8 @@ static bool is_due(struct raft_store *store, uint64_t target) {
 
 static int flush_until(struct raft_store *store, uint64_t target) {
   while (is_due(store, target)) {
-    int error = flush_batch(store);
+    int error = flush_reset(store);
+    if (error == 0) error = flush_batch(store);
     if (error) return error;
     want_spare(store);
   }
@@ -617,9 +772,7 @@ static int write_seal(struct raft_store *store) {
   error = write_batch(store, &batch);
   if (error == 0) {
     pthread_mutex_lock(&store->mutex);
-    store->bytes += batch.length;
-    store->batches++;
-    store->synced_writes++;
+    count_batch(store, &batch);
     pthread_mutex_unlock(&store->mutex);
   }
   return error;
@@ -639,7 +792,7 @@ struct run {
 static int plan_run(struct raft_store *store, uint64_t first, size_t n_max, size_t bytes_max, struct run *run) {
   const struct segment_location *begin = location_at(store, first);
   uint64_t last = store->cache_first - 1, bytes = 0;
-  *run = (struct run){.number = begin->number, .salt = store->salts[begin->number - 1], .offset = begin->offset};
+  *run = (struct run){.number = begin->number, .salt = facts_of(store, begin->number)->salt, .offset = begin->offset};
   for (uint64_t i = first; i <= last && run->n < n_max; i++) {
     const struct segment_location *location = location_at(store, i);
     uint64_t size = location->offset + segment_record_size(location->size) - run->offset;
@@ -653,6 +806,14 @@ static int plan_run(struct raft_store *store, uint64_t first, size_t n_max, size
   if (run->locations == NULL) return -ENOMEM;
   memcpy(run->locations, begin, run->n * sizeof *begin);
   return 0;
+}
+
+/* Was the segment given up since its entries were looked up? Then whatever is wrong with it is none. Takes mutex. */
+static bool is_given_up(struct raft_store *store, uint32_t number) {
+  pthread_mutex_lock(&store->mutex);
+  bool given_up = number < store->first_number;
+  pthread_mutex_unlock(&store->mutex);
+  return given_up;
 }
 
 /* Reads bytes of a segment. Takes read_mutex. */
@@ -671,6 +832,7 @@ static int read_segment(struct raft_store *store, uint32_t number, uint8_t *byte
   if (error == 0 && n < 0) error = (int)n;
   if (error == 0 && (size_t)n < size) error = -EILSEQ;
   pthread_mutex_unlock(&store->read_mutex);
+  if (error && is_given_up(store, number)) return -ENOENT;
   if (error)
     set_error(store, error, "%s: cannot read %zu bytes at offset %llu: %s", path, size, (unsigned long long)offset,
               n >= 0 ? "the file is too short" : error_text(error));
@@ -687,6 +849,8 @@ static int decode_run(struct raft_store *store, const struct run *run, const uin
     uint32_t size;
     if (!segment_record_decode(bytes + at, run->size - at, run->salt, &entries[n], &size) ||
         entries[n].index != index) {
+      error = -ENOENT;
+      if (is_given_up(store, run->number)) break;
       error = set_error(store, -EILSEQ, "%s/%08x.log: damaged at offset %llu: the record of entry %llu is wrong",
                         store->folder, run->number, (unsigned long long)run->locations[n].offset,
                         (unsigned long long)index);
@@ -727,6 +891,75 @@ int64_t raft_store_read(struct raft_store *store, uint64_t first, size_t n_max, 
   return error ? error : (int64_t)run.n;
 }
 
+/* ---- Compaction ---- */
+
+/*
+** The segment that the log can begin with: the one that holds the first entry to keep, or, while that is on its way to the
+** disk, the last one to forget. *index is the entry before the first in it. false: nothing can go. Under mutex.
+*/
+static bool find_base(struct raft_store *store, uint64_t through, struct segment_base *base) {
+  if (through < store->first_index) return false;
+  uint64_t low = store->first_index, high = through + (through < store->durable_index);
+  uint32_t number = location_at(store, high)->number;
+  if (number == store->first_number) return false;
+  while (low < high) { /* the first entry in that segment: numbers rise */
+    uint64_t middle = low + (high - low) / 2;
+    if (location_at(store, middle)->number < number)
+      low = middle + 1;
+    else
+      high = middle;
+  }
+  const struct segment_facts *facts = facts_of(store, number);
+  *base = (struct segment_base){
+      .number = number, .index = low - 1, .sequence = facts->sequence, .previous = facts->previous};
+  return true;
+}
+
+static int term_of(struct raft_store *store, uint64_t index, uint64_t *term) {
+  struct raft_entry entry;
+  int64_t n = raft_store_read(store, index, 1, 1, &entry);
+  if (n < 0) return (int)n;
+  *term = entry.term;
+  raft_payload_unref(entry.payload);
+  return 0;
+}
+
+/* The base is durable: forgets what is before it. Returns the first segment to release. Takes mutex. */
+static uint32_t begin_at(struct raft_store *store, const struct segment_base *base, uint64_t resets) {
+  pthread_mutex_lock(&store->mutex);
+  uint32_t first = forget_segments(store, base->number);
+  if (store->resets == resets) { /* otherwise there is another log in memory */
+    while (store->cache_first <= base->index) drop_slot(store, store->cache_first++);
+    size_t n = (size_t)(base->index + 1 - store->first_index);
+    memmove(store->locations, store->locations + n,
+            (size_t)(store->last_index - base->index) * sizeof *store->locations);
+    store->first_index = base->index + 1;
+    store->base_term = base->term;
+  }
+  pthread_mutex_unlock(&store->mutex);
+  return first;
+}
+
+int raft_store_compact(struct raft_store *store, uint64_t through) {
+  struct segment_base base;
+  pthread_mutex_lock(&store->base_mutex);
+  pthread_mutex_lock(&store->mutex);
+  bool is_durable = through <= store->durable_index, found = is_durable && find_base(store, through, &base);
+  bool is_first = found && base.index < store->first_index;
+  uint64_t resets = store->resets;
+  base.term = found ? store->base_term : 0;
+  pthread_mutex_unlock(&store->mutex);
+  int error = is_durable ? 0 : -EINVAL;
+  if (found && !is_first) error = term_of(store, base.index, &base.term);
+  if (found && error == 0) error = write_base(store, &base);
+  if (found && error == 0) {
+    uint32_t first = begin_at(store, &base, resets);
+    error = release_segments(store, first, base.number);
+  }
+  pthread_mutex_unlock(&store->base_mutex);
+  return error;
+}
+
 /* ---- Open and close ---- */
 
 static void set_options(struct raft_store *store, const struct raft_store_options *options) {
@@ -747,6 +980,7 @@ static struct raft_store *store_new(struct os *os, const char *folder, const str
   set_options(store, options);
   pthread_mutex_init(&store->mutex, NULL);
   pthread_mutex_init(&store->flush_mutex, NULL);
+  pthread_mutex_init(&store->base_mutex, NULL);
   pthread_mutex_init(&store->read_mutex, NULL);
   os_condition_init(&store->spare_changed);
   return store;
@@ -760,8 +994,13 @@ static void adopt(struct raft_store *store, struct recovery *r, struct raft_stor
   store->cache_first = store->last_index + 1;
   store->locations = r->locations;
   store->locations_capacity = r->capacity;
-  store->salts = r->salts;
-  store->salts_capacity = r->n_segments;
+  store->base_file = r->base_file;
+  store->base_term = r->base.term;
+  store->first_number = r->base.number;
+  store->facts = r->facts;
+  store->facts_capacity = r->last_number + 1 - r->base.number;
+  memcpy(store->kept, r->kept, sizeof store->kept);
+  store->n_kept = r->n_kept;
   store->bytes = r->bytes;
   store->number = r->number;
   store->offset = r->offset;
@@ -772,9 +1011,10 @@ static void adopt(struct raft_store *store, struct recovery *r, struct raft_stor
   *found = (struct raft_store_found){
       .first_index = store->first_index,
       .last_index = store->last_index,
+      .prev_term = r->base.term,
       .entries = r->metas,
       .cut = r->cut,
-      .fresh = r->n_segments == 0,
+      .fresh = r->last_number < r->base.number,
   };
 }
 
@@ -789,13 +1029,15 @@ static int open_segment(struct raft_store *store, uint32_t number, struct os_fil
 }
 
 /* The segment to append to, the spare after it if there is one, and the seal of the last batch. */
-static int open_tail(struct raft_store *store, uint32_t n_segments) {
+static int open_tail(struct raft_store *store, uint32_t last_number) {
   int error;
-  if (n_segments == 0) {
+  if (last_number < store->first_number) {
     struct spare made;
-    error = make_spare(store, 1, store->segment_bytes, &made);
+    error = make_spare(store, store->first_number, store->segment_bytes, &made);
     if (error) return error;
-    store->number = 1;
+    store->number = store->first_number;
+    facts_of(store, store->number)->sequence = store->sequence;
+    facts_of(store, store->number)->previous = store->previous;
     store->offset = SEGMENT_HEADER_SIZE;
     store->file = made.file;
     store->size = made.size;
@@ -804,11 +1046,11 @@ static int open_tail(struct raft_store *store, uint32_t n_segments) {
   }
   error = open_segment(store, store->number, &store->file, &store->size);
   if (error) return error;
-  store->salt = store->salts[store->number - 1];
-  if (n_segments > store->number) {
+  store->salt = facts_of(store, store->number)->salt;
+  if (last_number > store->number) {
     error = open_segment(store, store->number + 1, &store->spare.file, &store->spare.size);
     if (error) return error;
-    store->spare.salt = store->salts[store->number];
+    store->spare.salt = facts_of(store, store->number + 1)->salt;
     store->spare.state = SPARE_READY;
   }
   return write_seal(store);
@@ -829,11 +1071,12 @@ int raft_store_open(struct os *os, const char *folder, const struct raft_uuid *i
   if (error) {
     free(r.metas);
     free(r.locations);
-    free(r.salts);
+    free(r.facts);
+    slot_file_close(r.base_file);
     return error;
   }
   adopt(made, &r, found);
-  error = open_tail(made, r.n_segments);
+  error = open_tail(made, r.last_number);
   if (error) {
     memcpy(text, made->text, RAFT_STORE_TEXT_MAX);
     made->sealed = true;
@@ -867,13 +1110,15 @@ void raft_store_close(struct raft_store *store) {
   os_close(store->file);
   os_close(store->spare.file);
   os_close(store->read_file);
+  slot_file_close(store->base_file);
   free(store->locations);
   free(store->slots);
-  free(store->salts);
+  free(store->facts);
   free(store->buffer);
   free(store->batch);
   pthread_cond_destroy(&store->spare_changed);
   pthread_mutex_destroy(&store->read_mutex);
+  pthread_mutex_destroy(&store->base_mutex);
   pthread_mutex_destroy(&store->flush_mutex);
   pthread_mutex_destroy(&store->mutex);
   free(store);

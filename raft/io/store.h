@@ -26,7 +26,7 @@ struct raft_store_options {
 /* What was found at start; `entries` is the caller's to free(). */
 struct raft_store_found {
   uint64_t first_index, last_index; /* last = first-1: empty */
-  uint64_t prev_term;
+  uint64_t prev_term;               /* of the entry before the first; 0 unless the log was compacted or reset */
   struct raft_entry_meta *entries;
   bool cut;   /* a torn last batch was cut off: nobody was told of it */
   bool fresh; /* the folder held no log: a node with a term and a vote has lost it */
@@ -52,6 +52,11 @@ void raft_store_close(struct raft_store *store);
 int raft_store_append(struct raft_store *store, const struct raft_entry *entry, uint64_t persist);
 /* Drops all entries >= from, in memory at once and on disk with the next flush, in order. */
 int raft_store_truncate(struct raft_store *store, uint64_t from, uint64_t persist);
+/*
+** Drops all entries and begins anew behind (index, term), in memory at once and on disk with the next flush, in order.
+** After a crash there is either the log as it was or the one that begins anew, never a mixture.
+*/
+int raft_store_reset(struct raft_store *store, uint64_t index, uint64_t term, uint64_t persist);
 /* Nothing more to write, but the number must be reported in its turn (hard state only, or see append). */
 void raft_store_mark(struct raft_store *store, uint64_t persist);
 
@@ -81,6 +86,13 @@ int64_t raft_store_get(struct raft_store *store, uint64_t first, size_t n_max, s
 /* The same from disk if need be. Blocks. -ENOENT: not in the log. -EILSEQ: damaged, text by raft_store_error. */
 int64_t raft_store_read(struct raft_store *store, uint64_t first, size_t n_max, size_t bytes_max,
                         struct raft_entry *entries);
+
+/*
+** Forgets entries <= through, which must be durable (-EINVAL). Whole segments only: what shares one with a later entry
+** stays, so first_index may be lower afterwards than asked for. Blocks for disk I/O, but flushes go on meanwhile. Files
+** are kept for the next segments, a few, or removed. Negative errno: nothing is lost; raft_store_error says it.
+*/
+int raft_store_compact(struct raft_store *store, uint64_t through);
 
 struct raft_store_status {
   uint64_t first_index, last_index, durable_index;

@@ -276,8 +276,9 @@ static void an_entry_larger_than_a_segment_gets_one_of_its_own(void **state) {
 
 /* ---- Power loss ---- */
 
-/* A log as ids of its entries. */
+/* A log as ids of its entries, which are their terms too, from where it last began anew; compaction changes nothing here. */
 struct model {
+  uint64_t base, base_term; /* the entry before the first */
   uint64_t *ids;
   size_t n;
 };
@@ -288,11 +289,15 @@ struct model {
 struct life {
   struct model states[OPERATIONS_MAX + 1]; /* by persist number */
   uint64_t from[OPERATIONS_MAX + 1];       /* what the operation truncated from; UINT64_MAX: nothing */
+  bool anew[OPERATIONS_MAX + 1];           /* the operation was a reset */
   uint64_t last, reported;
+  uint64_t committed; /* no truncation reaches it */
+  uint64_t compacted; /* up to here entries may be gone */
 };
 
 static struct model model_copy(const struct model *model, size_t n) {
-  struct model copy = {.ids = malloc((n + 1) * sizeof(uint64_t)), .n = n};
+  struct model copy = {
+      .base = model->base, .base_term = model->base_term, .ids = malloc((n + 1) * sizeof(uint64_t)), .n = n};
   assert_non_null(copy.ids);
   if (n) memcpy(copy.ids, model->ids, (n < model->n ? n : model->n) * sizeof(uint64_t));
   return copy;
@@ -302,19 +307,38 @@ static void life_end(struct life *life) {
   for (uint64_t i = 0; i <= life->last; i++) free(life->states[i].ids);
 }
 
-static bool is_prefix(const struct model *found, const struct model *of) {
-  return found->n <= of->n && (found->n == 0 || memcmp(found->ids, of->ids, found->n * sizeof(uint64_t)) == 0);
+static uint64_t model_last(const struct model *model) {
+  return model->base + model->n;
 }
 
-/* Everything reported durable is there; the rest is a prefix of what was queued, with nothing that was dropped. */
+static uint64_t model_term(const struct model *model, uint64_t index) {
+  return index == model->base ? model->base_term : model->ids[index - model->base - 1];
+}
+
+/* Of the same beginning, compacted or not, and not longer. */
+static bool is_prefix(const struct model *found, const struct model *of) {
+  if (found->base < of->base || model_last(found) > model_last(of)) return false;
+  for (uint64_t i = found->base; i <= model_last(found); i++)
+    if (model_term(found, i) != model_term(of, i)) return false;
+  return true;
+}
+
+/*
+** Everything reported durable is there, but for what was compacted; the rest is a prefix of what was queued, with nothing
+** that was dropped. Once a reset is queued the log may be the one from before or the one from behind it.
+*/
 static bool is_allowed(const struct life *life, const struct model *found) {
-  uint64_t kept = life->states[life->reported].n;
+  uint64_t kept = model_last(&life->states[life->reported]);
+  bool anew = false;
   for (uint64_t i = life->reported + 1; i <= life->last; i++)
     if (life->from[i] <= kept) kept = life->from[i] - 1;
-  struct model must = {.ids = life->states[life->reported].ids, .n = kept};
-  if (!is_prefix(&must, found)) return false;
-  for (uint64_t i = life->reported; i <= life->last; i++)
-    if (is_prefix(found, &life->states[i])) return true;
+  for (uint64_t i = life->reported; i <= life->last; i++) {
+    anew = anew || (i > life->reported && life->anew[i]);
+    const struct model *state = &life->states[i];
+    if (!is_prefix(found, state)) continue;
+    if (found->base > state->base && found->base > life->compacted) continue;
+    if (anew || model_last(found) >= kept) return true;
+  }
   return false;
 }
 
@@ -323,18 +347,58 @@ struct run {
   struct sim_disk *disk;
   struct life life;
   bool quiet_disk;
+  uint64_t compactions, resets;
 };
+
+static struct model begin_anew(struct run *run, struct raft_store *store, const struct model *before, uint64_t number) {
+  struct model after = model_copy(before, 0);
+  after.base = model_last(before) + draw_below(&run->random, 30);
+  if (draw_below(&run->random, 3) == 0) after.base = run->life.committed + draw_below(&run->random, 10);
+  if (after.base == 0) after.base = 1;
+  after.base_term = run->next_id++;
+  run->life.anew[number] = true;
+  run->life.committed = run->life.compacted = after.base;
+  assert_int_equal(raft_store_reset(store, after.base, after.base_term, number), 0);
+  run->resets++;
+  return after;
+}
+
+/* What is durable may be called committed, and then be compacted. */
+static void compact(struct run *run, struct raft_store *store) {
+  struct raft_store_status before, after;
+  struct life *life = &run->life;
+  raft_store_get_status(store, &before);
+  assert_int_equal(raft_store_compact(store, before.durable_index + 1), -EINVAL);
+  if (before.durable_index < before.first_index) return;
+  const uint64_t more = draw_below(&run->random, before.durable_index + 1 - before.first_index);
+  const uint64_t through = before.first_index +
+                           (draw_below(&run->random, 3) ? more : before.durable_index - before.first_index);
+  if (through > life->committed) life->committed = through;
+  if (through > life->compacted) life->compacted = through;
+  int error = raft_store_compact(store, through);
+  assert_true(error == 0 || sim_disk_is_down(run->disk) || error == -EIO);
+  raft_store_get_status(store, &after);
+  assert_in_range(after.first_index, before.first_index, through + 1);
+  assert_true(after.bytes <= before.bytes);
+  run->compactions += after.first_index > before.first_index;
+}
 
 static void random_operation(struct run *run, struct raft_store *store) {
   struct life *life = &run->life;
   struct model *before = &life->states[life->last];
-  uint64_t number = life->last + 1;
+  uint64_t number = life->last + 1,
+           free = model_last(before) > life->committed ? model_last(before) - life->committed : 0;
   struct model after;
   life->from[number] = UINT64_MAX;
-  if (before->n > 0 && draw_below(&run->random, 6) == 0) {
-    uint64_t back = draw_below(&run->random, before->n < 8 || draw_below(&run->random, 8) == 0 ? before->n : 8);
-    life->from[number] = before->n - back;
-    after = model_copy(before, before->n - back - 1);
+  if (draw_below(&run->random, 3) == 0) compact(run, store);
+  if (draw_below(&run->random, 16) == 0) {
+    after = begin_anew(run, store, before, number);
+  } else if (free > 0 && before->n > 0 && draw_below(&run->random, 6) == 0) {
+    if (free > before->n) free = before->n;
+    uint64_t back = draw_below(&run->random, free < 8 || draw_below(&run->random, 8) == 0 ? free : 8);
+    life->from[number] = model_last(before) - back;
+    if (life->from[number] <= life->committed) life->from[number] = life->committed + 1;
+    after = model_copy(before, (size_t)(life->from[number] - before->base - 1));
     assert_int_equal(raft_store_truncate(store, life->from[number], number), 0);
   } else if (draw_below(&run->random, 12) == 0) {
     after = model_copy(before, before->n);
@@ -344,7 +408,7 @@ static void random_operation(struct run *run, struct raft_store *store) {
     after = model_copy(before, before->n + more);
     for (size_t i = before->n; i < after.n; i++) {
       after.ids[i] = run->next_id++;
-      append(store, i + 1, after.ids[i], size_of(after.ids[i]), number);
+      append(store, after.base + i + 1, after.ids[i], size_of(after.ids[i]), number);
     }
   }
   life->states[number] = after;
@@ -379,12 +443,14 @@ static void live(struct run *run, struct raft_store *store) {
 
 static void check_found(struct run *run, struct raft_store *store, const struct raft_store_found *found,
                         struct model *model) {
-  *model = (struct model){.n = found->last_index, .ids = malloc((found->last_index + 1) * sizeof(uint64_t))};
+  *model = (struct model){.base = found->first_index - 1,
+                          .base_term = found->prev_term,
+                          .n = (size_t)(found->last_index + 1 - found->first_index)};
+  model->ids = malloc((model->n + 1) * sizeof(uint64_t));
   assert_non_null(model->ids);
-  assert_int_equal(found->first_index, 1);
   for (size_t i = 0; i < model->n; i++) model->ids[i] = found->entries[i].term;
   assert_true(is_allowed(&run->life, model));
-  for (size_t i = 0; i < model->n; i++) read_check(store, i + 1, model->ids[i], size_of(model->ids[i]));
+  for (size_t i = 0; i < model->n; i++) read_check(store, model->base + i + 1, model->ids[i], size_of(model->ids[i]));
 }
 
 static void arrange_faults(struct run *run) {
@@ -416,7 +482,7 @@ static struct raft_store *open_again(struct run *run, struct raft_store_found *f
   }
 }
 
-static void run_seed(uint64_t seed, struct sim_disk_counters *counters, uint64_t *cuts) {
+static void run_seed(uint64_t seed, struct sim_disk_counters *counters, uint64_t counts[3]) {
   struct run run = {.random = seed, .next_id = 1, .disk = sim_disk_new(seed), .quiet_disk = seed % 3 != 0};
   run.life.states[0] = (struct model){.ids = malloc(1)};
   for (int lives = 0; lives < 6; lives++) {
@@ -425,11 +491,11 @@ static void run_seed(uint64_t seed, struct sim_disk_counters *counters, uint64_t
     struct raft_store *store = open_again(&run, &found);
     for (int call = 0; call < SIM_DISK_CALLS; call++) sim_disk_set_error_rate(run.disk, (enum sim_disk_call)call, 0);
     sim_disk_crash_at(run.disk, 0, SIM_DISK_KILL);
-    *cuts += found.cut;
+    counts[0] += found.cut;
     check_found(&run, store, &found, &model);
     free(found.entries);
     life_end(&run.life);
-    run.life = (struct life){.states[0] = model};
+    run.life = (struct life){.states[0] = model, .committed = model.base, .compacted = model.base};
     arrange_faults(&run);
     live(&run, store);
     if (draw_below(&run.random, 3)) sim_disk_crash(run.disk, SIM_DISK_POWER_LOSS);
@@ -447,6 +513,8 @@ static void run_seed(uint64_t seed, struct sim_disk_counters *counters, uint64_t
   counters->sectors_lost += more.sectors_lost;
   counters->names_kept += more.names_kept;
   counters->names_lost += more.names_lost;
+  counts[1] += run.compactions;
+  counts[2] += run.resets;
   life_end(&run.life);
   sim_disk_free(run.disk);
 }
@@ -454,15 +522,16 @@ static void run_seed(uint64_t seed, struct sim_disk_counters *counters, uint64_t
 static void what_was_reported_durable_survives_any_crash_and_nothing_stale_returns(void **state) {
   (void)state;
   struct sim_disk_counters counters = {0};
-  uint64_t cuts = 0;
+  uint64_t counts[3] = {0};
   const char *one = getenv("SEED"), *many = getenv("STORE_SEEDS");
   uint64_t first = one ? strtoull(one, NULL, 10) : 1, last = one ? first : many ? strtoull(many, NULL, 10) : 600;
   for (uint64_t seed = first; seed <= last; seed++) {
     if (many || one) print_message("SEED=%llu\n", (unsigned long long)seed);
-    run_seed(seed, &counters, &cuts);
+    run_seed(seed, &counters, counts);
   }
   if (last - first < 500) return; /* too few to meet every fault */
-  assert_true(cuts > 0 && counters.no_space > 0 && counters.power_losses > 0 && counters.kills > 0);
+  assert_true(counts[0] > 0 && counts[1] > 100 && counts[2] > 100);
+  assert_true(counters.no_space > 0 && counters.power_losses > 0 && counters.kills > 0);
   assert_true(counters.sectors_kept > 0 && counters.sectors_lost > 0);
   assert_true(counters.names_kept > 0 && counters.names_lost > 0);
   for (int i = 0; i < SIM_DISK_CALLS; i++) assert_true(counters.errors[i] > 0);
@@ -717,12 +786,250 @@ static void entries_replaced_while_they_are_written_are_written_again(void **sta
   sim_disk_free(disk);
 }
 
+static void begin_anew_while_writing(void) {
+  append(hooked_store, 6, 6, 10, 2);
+  raft_store_reset(hooked_store, 3, 30, 3);
+  append(hooked_store, 4, 40, 300, 4);
+}
+
+static void begin_anew_while_making(void) {
+  raft_store_reset(hooked_store, 3, 30, 3);
+  append(hooked_store, 4, 40, 300, 4);
+}
+
+static void entries_that_wait_and_those_being_written_give_way_to_a_new_beginning(void **state) {
+  (void)state;
+  struct sim_disk *disk = sim_disk_new(17);
+  struct raft_store *store = open_hooked(disk);
+  for (uint64_t i = 1; i <= 5; i++) append(store, i, i, 100, 1);
+  hook = begin_anew_while_writing;
+  assert_int_equal(flush_or_fail(store), 1);
+  assert_true(raft_store_is_pending(store));
+  assert_true(raft_store_pending_bytes(store) > 300);
+  read_check(store, 4, 40, 300);
+  struct raft_entry entry;
+  assert_int_equal(raft_store_read(store, 3, 1, SIZE_MAX, &entry), -ENOENT);
+  assert_int_equal(flush_or_fail(store), 4);
+  assert_int_equal(raft_store_pending_bytes(store), 0);
+  read_check(store, 4, 40, 300);
+  raft_store_close(store);
+  struct raft_store_found found;
+  store = open_or_fail(sim_disk_os(disk), FOLDER, &found);
+  assert_int_equal(found.first_index, 4);
+  assert_int_equal(found.prev_term, 30);
+  assert_int_equal(found.last_index, 4);
+  free(found.entries);
+  read_check(store, 4, 40, 300);
+  raft_store_close(store);
+  sim_disk_free(disk);
+}
+
+static void a_new_beginning_comes_before_what_waits_for_the_next_segment(void **state) {
+  (void)state;
+  struct sim_disk *disk = sim_disk_new(25);
+  struct raft_store_found found;
+  struct raft_store *store = open_hooked(disk);
+  append(store, 1, 1, 3000, 1);
+  flush_or_fail(store);
+  append(store, 2, 2, 9000, 2);
+  hook = begin_anew_while_making;
+  assert_int_equal(flush_or_fail(store), 4);
+  raft_store_close(store);
+  store = open_or_fail(sim_disk_os(disk), FOLDER, &found);
+  assert_int_equal(found.first_index, 4);
+  assert_int_equal(found.last_index, 4);
+  free(found.entries);
+  read_check(store, 4, 40, 300);
+  raft_store_close(store);
+  sim_disk_free(disk);
+}
+
+/* ---- The beginning ---- */
+
+static int count_one(void *ctx, const char *name) {
+  *(uint32_t *)ctx += segment_number(name) != 0;
+  return 0;
+}
+
+static uint32_t count_segments(struct sim_disk *disk) {
+  uint32_t n = 0;
+  assert_int_equal(os_list(sim_disk_os(disk), FOLDER, count_one, &n), 0);
+  return n;
+}
+
+/* Entries first … last, about 4 in a segment. */
+static void fill(struct raft_store *store, uint64_t first, uint64_t last) {
+  for (uint64_t i = first; i <= last; i++) {
+    append(store, i, i, 3000, i);
+    flush_or_fail(store);
+  }
+}
+
+static void compaction_drops_whole_segments_and_the_log_begins_behind_them_ever_after(void **state) {
+  (void)state;
+  struct sim_disk *disk = sim_disk_new(18);
+  struct raft_store_status before, after;
+  struct raft_store_found found;
+  struct raft_entry entry;
+  struct raft_store *store = open_simple(sim_disk_os(disk), FOLDER);
+  fill(store, 1, 30);
+  raft_store_get_status(store, &before);
+  assert_int_equal(raft_store_compact(store, 31), -EINVAL);
+  assert_int_equal(raft_store_compact(store, 1), 0);
+  raft_store_get_status(store, &after);
+  assert_int_equal(after.first_index, 1);
+  assert_int_equal(raft_store_compact(store, 20), 0);
+  raft_store_get_status(store, &after);
+  assert_in_range(after.first_index, 16, 21);
+  assert_true(after.bytes < before.bytes / 2);
+  assert_int_equal(raft_store_read(store, after.first_index - 1, 1, SIZE_MAX, &entry), -ENOENT);
+  read_check(store, after.first_index, after.first_index, 3000);
+  assert_int_equal(raft_store_compact(store, 10), 0);
+  fill(store, 31, 33);
+  raft_store_close(store);
+  store = open_or_fail(sim_disk_os(disk), FOLDER, &found);
+  assert_int_equal(found.first_index, after.first_index);
+  assert_int_equal(found.prev_term, after.first_index - 1);
+  assert_int_equal(found.last_index, 33);
+  assert_false(found.fresh);
+  free(found.entries);
+  for (uint64_t i = after.first_index; i <= 33; i++) read_check(store, i, i, 3000);
+  raft_store_close(store);
+  sim_disk_free(disk);
+}
+
+static void files_of_compacted_segments_are_used_again_and_are_few(void **state) {
+  (void)state;
+  struct sim_disk *disk = sim_disk_new(19);
+  struct raft_store *store = open_simple(sim_disk_os(disk), FOLDER);
+  uint32_t most = 0;
+  for (uint64_t i = 1; i <= 400; i++) {
+    fill(store, i, i);
+    if (i % 10 == 0) assert_int_equal(raft_store_compact(store, i), 0);
+    uint32_t n = count_segments(disk);
+    most = n > most ? n : most;
+    if (i % 50 == 0) {
+      raft_store_close(store);
+      store = open_simple(sim_disk_os(disk), FOLDER);
+    }
+  }
+  assert_in_range(most, 2, 8);
+  read_check(store, 400, 400, 3000);
+  raft_store_close(store);
+  sim_disk_free(disk);
+}
+
+static void a_compacted_log_goes_on_where_there_is_no_room_for_another_segment(void **state) {
+  (void)state;
+  struct sim_disk *disk = sim_disk_new(20);
+  struct raft_store *store = open_simple(sim_disk_os(disk), FOLDER);
+  fill(store, 1, 10);
+  sim_disk_set_capacity(disk, sim_disk_used(disk));
+  for (uint64_t i = 10; i < 60; i += 2) {
+    assert_int_equal(raft_store_compact(store, i), 0);
+    fill(store, i + 1, i + 2);
+  }
+  raft_store_close(store);
+  sim_disk_free(disk);
+}
+
+static void a_segment_may_begin_with_entries_that_it_replaces_itself(void **state) {
+  (void)state;
+  struct sim_disk *disk = sim_disk_new(21);
+  struct raft_store_found found;
+  struct raft_store *store = open_simple(sim_disk_os(disk), FOLDER);
+  fill(store, 1, 4); /* three fit into a segment */
+  assert_int_equal(raft_store_truncate(store, 3, 5), 0);
+  append(store, 3, 33, 100, 5);
+  append(store, 4, 44, 100, 5);
+  flush_or_fail(store);
+  assert_int_equal(raft_store_compact(store, 3), 0);
+  raft_store_close(store);
+  store = open_or_fail(sim_disk_os(disk), FOLDER, &found);
+  assert_int_equal(found.first_index, 3);
+  assert_int_equal(found.prev_term, 2);
+  assert_int_equal(found.last_index, 4);
+  free(found.entries);
+  read_check(store, 3, 33, 100);
+  raft_store_close(store);
+  sim_disk_free(disk);
+}
+
+static void a_new_beginning_survives_a_restart_and_forgets_what_was_before(void **state) {
+  (void)state;
+  struct sim_disk *disk = sim_disk_new(22);
+  struct raft_store_found found;
+  struct raft_store *store = open_simple(sim_disk_os(disk), FOLDER);
+  fill(store, 1, 20);
+  assert_int_equal(raft_store_reset(store, 1000, 7, 0), 0); /* at a start: no number */
+  assert_int_equal(flush_or_fail(store), 20);
+  assert_false(raft_store_is_pending(store));
+  assert_in_range(count_segments(disk), 1, 4);
+  for (int i = 0; i < 2; i++) {
+    raft_store_close(store);
+    store = open_or_fail(sim_disk_os(disk), FOLDER, &found);
+    assert_int_equal(found.first_index, 1001);
+    assert_int_equal(found.last_index, 1000);
+    assert_int_equal(found.prev_term, 7);
+    assert_false(found.fresh);
+    free(found.entries);
+  }
+  fill(store, 1001, 1002);
+  assert_int_equal(raft_store_reset(store, 2000, 2000, 2000), 0);
+  raft_store_mark(store, 2001);
+  assert_int_equal(raft_store_reset(store, 3000, 3000, 2002), 0);
+  append(store, 3001, 3001, 100, 2003);
+  assert_int_equal(flush_or_fail(store), 2003);
+  raft_store_close(store);
+  store = open_or_fail(sim_disk_os(disk), FOLDER, &found);
+  assert_int_equal(found.prev_term, 3000);
+  assert_int_equal(found.last_index, 3001);
+  free(found.entries);
+  raft_store_close(store);
+  sim_disk_free(disk);
+}
+
+static void expect_damage(struct sim_disk *disk, const char *path) {
+  struct raft_store_found found;
+  struct raft_store *store;
+  char text[RAFT_STORE_TEXT_MAX];
+  assert_int_equal(raft_store_open(sim_disk_os(disk), FOLDER, &incarnation, &options, &found, &store, text), -EILSEQ);
+  if (strstr(text, path) == NULL) fail_msg("%s is not named: %s", path, text);
+}
+
+static void a_compacted_log_without_its_first_segment_or_its_base_is_refused(void **state) {
+  (void)state;
+  struct sim_disk *disk = sim_disk_new(23);
+  struct raft_store *store = open_simple(sim_disk_os(disk), FOLDER);
+  fill(store, 1, 30);
+  assert_int_equal(raft_store_compact(store, 29), 0);
+  raft_store_close(store);
+  sim_disk_flip(disk, FOLDER "/base", 40, 1); /* one of two copies is enough */
+  raft_store_close(open_simple(sim_disk_os(disk), FOLDER));
+  sim_disk_flip(disk, FOLDER "/base", 40, 1);
+  sim_disk_flip(disk, FOLDER "/base", 4096 + 40, 1);
+  expect_damage(disk, FOLDER "/base");
+  assert_int_equal(os_remove(sim_disk_os(disk), FOLDER "/base"), 0); /* as if it had never been compacted */
+  expect_damage(disk, FOLDER);
+  sim_disk_free(disk);
+  disk = sim_disk_new(24);
+  store = open_simple(sim_disk_os(disk), FOLDER);
+  assert_int_equal(raft_store_reset(store, 1000, 7, 1), 0);
+  flush_or_fail(store);
+  raft_store_close(store);
+  sim_disk_flip(disk, FOLDER "/00000001.log", 20, 1); /* blank, and all there is */
+  expect_damage(disk, FOLDER "/00000001.log");
+  assert_int_equal(os_remove(sim_disk_os(disk), FOLDER "/00000001.log"), 0);
+  expect_damage(disk, FOLDER ": segments are missing");
+  sim_disk_free(disk);
+}
+
 /* ---- Threads, on the real disk ---- */
 
 struct threads {
   struct raft_store *store;
   pthread_mutex_t mutex; /* as the node's: appends come in order */
-  uint64_t persist, last;
+  uint64_t persist, last, committed;
   uint64_t reported;
   atomic_bool done;
 };
@@ -748,11 +1055,24 @@ static void reader(void *arg) {
     if (last == 0) continue;
     uint64_t first = 1 + draw_below(&random, last);
     int64_t n = raft_store_read(threads->store, first, 8, 4000, entries);
-    assert_true(n > 0 || n == -ENOENT); /* truncated since */
+    assert_true(n > 0 || n == -ENOENT); /* truncated or compacted since */
     for (int64_t i = 0; i < n; i++) {
       entry_check(&entries[i], first + (uint64_t)i, entries[i].term, size_of(entries[i].term) % 2000);
       raft_payload_unref(entries[i].payload);
     }
+  }
+}
+
+static void compactor(void *arg) {
+  struct threads *threads = arg;
+  while (!atomic_load(&threads->done)) {
+    struct raft_store_status status;
+    pthread_mutex_lock(&threads->mutex);
+    raft_store_get_status(threads->store, &status);
+    uint64_t through = status.durable_index > 30 ? status.durable_index - 30 : 0;
+    if (through > threads->committed) threads->committed = through;
+    pthread_mutex_unlock(&threads->mutex);
+    assert_int_equal(raft_store_compact(threads->store, through), 0);
   }
 }
 
@@ -768,22 +1088,23 @@ static void make_folder(char *folder) {
   assert_non_null(mkdtemp(folder));
 }
 
-static void many_threads_may_append_flush_and_read(void **state) {
+static void many_threads_may_append_flush_read_and_compact(void **state) {
   (void)state;
   char folder[OS_PATH_MAX];
   uint64_t ids[2000], random = 9;
   struct os *os = os_real();
-  struct os_thread *running[4];
+  void (*const roles[])(void *) = {flusher, flusher, flusher, reader, compactor};
+  struct os_thread *running[5];
   make_folder(folder);
   struct threads threads = {.store = open_simple(os, folder)};
   pthread_mutex_init(&threads.mutex, NULL);
-  for (int i = 0; i < 4; i++)
-    assert_int_equal(os_thread_start(os, "test", i < 3 ? flusher : reader, &threads, &running[i]), 0);
+  for (int i = 0; i < 5; i++) assert_int_equal(os_thread_start(os, "test", roles[i], &threads, &running[i]), 0);
   for (uint64_t id = 1; id < 1500; id++) {
     pthread_mutex_lock(&threads.mutex);
     threads.persist++;
     if (threads.last > 10 && draw_below(&random, 20) == 0) {
       uint64_t from = threads.last - draw_below(&random, 10);
+      if (from <= threads.committed) from = threads.committed + 1;
       raft_store_truncate(threads.store, from, threads.persist);
       threads.last = from - 1;
     }
@@ -791,16 +1112,18 @@ static void many_threads_may_append_flush_and_read(void **state) {
     ids[threads.last] = id;
     append(threads.store, threads.last, id, size_of(id) % 2000, threads.persist);
     pthread_mutex_unlock(&threads.mutex);
+    if (id % 50 == 0) flush_or_fail(threads.store);
   }
   atomic_store(&threads.done, true);
-  for (int i = 0; i < 4; i++) os_thread_join(running[i]);
+  for (int i = 0; i < 5; i++) os_thread_join(running[i]);
   assert_int_equal(raft_store_pending_bytes(threads.store), 0);
   raft_store_close(threads.store);
   struct raft_store_found found;
   struct raft_store *store = open_or_fail(os, folder, &found);
   assert_int_equal(found.last_index, threads.last);
-  for (uint64_t i = 1; i <= threads.last; i++) {
-    assert_int_equal(found.entries[i - 1].term, ids[i]);
+  assert_true(found.first_index > 1);
+  for (uint64_t i = found.first_index; i <= threads.last; i++) {
+    assert_int_equal(found.entries[i - found.first_index].term, ids[i]);
     read_check(store, i, ids[i], size_of(ids[i]) % 2000);
   }
   free(found.entries);
@@ -828,7 +1151,15 @@ int main(void) {
       cmocka_unit_test(after_a_failed_write_every_flush_fails),
       cmocka_unit_test(a_full_disk_stops_writing_only_until_there_is_room),
       cmocka_unit_test(entries_replaced_while_they_are_written_are_written_again),
-      cmocka_unit_test(many_threads_may_append_flush_and_read),
+      cmocka_unit_test(entries_that_wait_and_those_being_written_give_way_to_a_new_beginning),
+      cmocka_unit_test(a_new_beginning_comes_before_what_waits_for_the_next_segment),
+      cmocka_unit_test(compaction_drops_whole_segments_and_the_log_begins_behind_them_ever_after),
+      cmocka_unit_test(files_of_compacted_segments_are_used_again_and_are_few),
+      cmocka_unit_test(a_compacted_log_goes_on_where_there_is_no_room_for_another_segment),
+      cmocka_unit_test(a_segment_may_begin_with_entries_that_it_replaces_itself),
+      cmocka_unit_test(a_new_beginning_survives_a_restart_and_forgets_what_was_before),
+      cmocka_unit_test(a_compacted_log_without_its_first_segment_or_its_base_is_refused),
+      cmocka_unit_test(many_threads_may_append_flush_read_and_compact),
   };
   return cmocka_run_group_tests_name("store", tests, NULL, NULL);
 }

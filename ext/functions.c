@@ -5,6 +5,7 @@
 **   balsa_error()              the sentence for the connection's last error, NULL if there is none
 **   balsa_last_commit()        the token of the connection's last COMMIT, known or not; NULL before the first
 **   balsa_outcome(token)       'committed', 'lost' or 'pending'
+**   balsa_snapshot([schema])   takes a snapshot of what is committed now; its index
 **   balsa_stop([schema])       stops the node in order
 **
 ** A token is "term.index.cluster": what it was proposed as, and the cluster's id in hex.
@@ -145,6 +146,30 @@ static void function_outcome(sqlite3_context *context, int n, sqlite3_value **ar
   sqlite3_result_text(context, words[node_outcome(node, term, index)], -1, SQLITE_STATIC);
 }
 
+static void function_snapshot(sqlite3_context *context, int n, sqlite3_value **arguments) {
+  const char *schema = n > 0 ? (const char *)sqlite3_value_text(arguments[0]) : NULL;
+  struct vfs_connection *connection = connection_of(context, schema);
+  char why[VFS_TEXT_MAX] = "", text[VFS_TEXT_MAX + 32];
+  uint64_t index = 0;
+  if (!connection) return;
+  if (vfs_connection_is_writing(connection)) {
+    sqlite3_result_error(context,
+                         "balsa_snapshot: this connection has a write transaction open and would wait for itself: end "
+                         "it first",
+                         -1);
+    return;
+  }
+  int error = node_take_snapshot(node_of_connection(connection), &index, why);
+  if (error == VFS_OK) {
+    sqlite3_result_int64(context, (sqlite3_int64)index);
+    return;
+  }
+  snprintf(text, sizeof text, "balsa_snapshot: %s", why);
+  sqlite3_result_error(context, text, -1);
+  if (error == VFS_BUSY) sqlite3_result_error_code(context, SQLITE_BUSY);
+  if (error == VFS_NO_SPACE) sqlite3_result_error_code(context, SQLITE_FULL);
+}
+
 static void function_stop(sqlite3_context *context, int n, sqlite3_value **arguments) {
   const char *schema = n > 0 ? (const char *)sqlite3_value_text(arguments[0]) : NULL;
   struct vfs_connection *connection = connection_of(context, schema);
@@ -168,6 +193,8 @@ int balsa_functions_register(sqlite3 *db) {
       {"balsa_error", 0, 0, function_error},
       {"balsa_last_commit", 0, 0, function_last_commit},
       {"balsa_outcome", 1, 0, function_outcome},
+      {"balsa_snapshot", 0, SQLITE_DIRECTONLY, function_snapshot},
+      {"balsa_snapshot", 1, SQLITE_DIRECTONLY, function_snapshot},
       {"balsa_stop", 0, SQLITE_DIRECTONLY, function_stop},
       {"balsa_stop", 1, SQLITE_DIRECTONLY, function_stop},
   };

@@ -98,6 +98,9 @@ static struct node *node_new(const char *path) {
   os_condition_init(&node->checkpoint_condition);
   os_condition_init(&node->epoch_condition);
   os_condition_init(&node->idle_condition);
+  os_condition_init(&node->snapshot_condition);
+  os_condition_init(&node->snapshot_done);
+  os_condition_init(&node->transfer_condition);
   return node;
 }
 
@@ -109,6 +112,9 @@ static void node_free(struct node *node) {
   pthread_cond_destroy(&node->checkpoint_condition);
   pthread_cond_destroy(&node->epoch_condition);
   pthread_cond_destroy(&node->idle_condition);
+  pthread_cond_destroy(&node->snapshot_condition);
+  pthread_cond_destroy(&node->snapshot_done);
+  pthread_cond_destroy(&node->transfer_condition);
   pthread_mutex_destroy(&node->mutex);
   pthread_mutex_destroy(&node->facts_mutex);
   free(node->disk_reads);
@@ -288,6 +294,11 @@ static int complete_first_term(struct node *node, const struct raft_start *start
   return SQLITE_OK;
 }
 
+static uint64_t last_term(const struct raft_start *start) {
+  if (start->last_index < start->first_index) return start->prev_term;
+  return start->entries[start->last_index - start->first_index].term;
+}
+
 /* What was found must fit together. */
 static int check_found(struct node *node, const struct raft_start *start, const struct vfs_found *found, char *text) {
   uint64_t marked = found->begun > found->checkpointed ? found->begun : found->checkpointed;
@@ -301,20 +312,29 @@ static int check_found(struct node *node, const struct raft_start *start, const 
   if (!start->configuration)
     return fail(SQLITE_CORRUPT, text, "%s/log has no configuration: it is incomplete; restore it from a copy",
                 node->folder);
-  if (start->entries[start->last_index - start->first_index].term > node->hard_state.term)
+  if (last_term(start) > node->hard_state.term)
     return fail(SQLITE_CORRUPT, text,
                 "%s/vote says term %" PRIu64 ", but the log has entries of term %" PRIu64
                 ": it is older than the log. Restore both from the same copy, or let the node join anew",
-                node->folder, node->hard_state.term, start->entries[start->last_index - start->first_index].term);
+                node->folder, node->hard_state.term, last_term(start));
   return SQLITE_OK;
 }
 
+/* Whole segments go at a compaction: a few of them make up what a snapshot replaces. */
+static uint32_t segment_bytes(uint64_t snapshot_threshold) {
+  uint32_t bytes = NODE_SEGMENT_BYTES_MAX;
+  while (bytes > NODE_SEGMENT_BYTES_MIN && bytes > snapshot_threshold / 4) bytes /= 2;
+  return bytes;
+}
+
 /* Opens the log; `entries` of *start is the caller's to free. */
-static int open_log(struct node *node, struct raft_start *start, struct raft_configuration *configuration, char *text) {
+static int open_log(struct node *node, uint64_t snapshot_threshold, struct raft_start *start,
+                    struct raft_configuration *configuration, char *text) {
   char path[OS_PATH_MAX + 16];
   struct raft_store_found found = {0};
+  struct raft_store_options options = {.segment_bytes = segment_bytes(snapshot_threshold)};
   snprintf(path, sizeof path, "%s/log", node->folder);
-  int error = raft_store_open(node->os, path, &node->incarnation, NULL, &found, &node->store, text);
+  int error = raft_store_open(node->os, path, &node->incarnation, &options, &found, &node->store, text);
   if (error) {
     if (!text[0]) node_say(text, "%s: %s", path, strerror(-error));
     return error == -ENOSPC ? SQLITE_FULL : error == -EILSEQ ? SQLITE_CORRUPT : SQLITE_CANTOPEN;
@@ -332,24 +352,6 @@ static int open_log(struct node *node, struct raft_start *start, struct raft_con
 
 /* ---- Start: the ways to begin ---- */
 
-int node_start_database(struct node *node, uint64_t commit_index, char *text) {
-  struct vfs_status status;
-  uint64_t applied = 0;
-  /* Before a cluster exists there is nothing to rebuild; page 1 comes with it. */
-  uint32_t page_size = commit_index == 0 && node->configuration.n_members == 0 ? 0 : node->facts.page_size;
-  int error = vfs_database_start(node->database, commit_index, 1, NULL, page_size, node->facts.auto_vacuum, &applied, text);
-  if (error) {
-    if (!text[0]) node_say(text, "%s cannot be brought to the state at entry %" PRIu64, node->path, commit_index);
-    return node_sqlite_error(error);
-  }
-  vfs_get_status(node->database, &status);
-  pthread_mutex_lock(&node->mutex);
-  node->applied_index = applied;
-  node->has_pages = status.pages > 0;
-  pthread_mutex_unlock(&node->mutex);
-  return SQLITE_OK;
-}
-
 static int open_raft(struct node *node, struct raft_start *start, char *text) {
   start->now = os_now(node->os);
   start->term = node->hard_state.term;
@@ -362,9 +364,11 @@ static int open_raft(struct node *node, struct raft_start *start, char *text) {
 }
 
 /* It has a log: redo, then the core goes on from there. */
-static int start_again(struct node *node, struct raft_start *start, const struct vfs_found *found, char *text) {
+static int start_again(struct node *node, struct raft_start *start, const struct vfs_found *found,
+                       struct node_snapshot *snapshot, char *text) {
   struct raft_entry last;
   uint64_t marked = found->begun > found->checkpointed ? found->begun : found->checkpointed;
+  if (marked < node->snapshot_index) marked = node->snapshot_index;
   node->is_former = node->formation == NODE_FORMED;
   if (raft_store_read(node->store, start->last_index, 1, SIZE_MAX, &last) == 1) {
     node->origin_sequence = last.origin_sequence;
@@ -372,7 +376,7 @@ static int start_again(struct node *node, struct raft_start *start, const struct
   }
   /* What a cluster of one has in its log is committed: whoever opens it sees all of it at once. */
   bool is_alone = start->configuration->n_members == 1;
-  int code = node_start_database(node, is_alone ? start->last_index : marked, text);
+  int code = node_start_database(node, is_alone ? start->last_index : marked, start->first_index, snapshot, text);
   if (code != SQLITE_OK) return code;
   start->commit_index = is_alone ? node->applied_index : marked;
   return open_raft(node, start, text);
@@ -392,9 +396,9 @@ static int start_alone(struct node *node, struct raft_start *start, char *text) 
   uint64_t last = 0;
   node_single_configuration(node, &configuration);
   int code = open_raft(node, start, text);
-  if (code == SQLITE_OK && !node->has_content) code = node_start_database(node, 0, text);
+  if (code == SQLITE_OK && !node->has_content) code = node_start_database(node, 0, 1, NULL, text);
   if (code == SQLITE_OK) code = node_bootstrap(node, &configuration, node->has_content, &last, text);
-  if (code == SQLITE_OK && node->has_content) code = node_start_database(node, last, text);
+  if (code == SQLITE_OK && node->has_content) code = node_start_database(node, last, 1, NULL, text);
   node->has_pages = code == SQLITE_OK;
   if (code != SQLITE_OK) return code;
   pthread_mutex_lock(&node->mutex);
@@ -421,7 +425,7 @@ static int open_forming(struct node *node, char *text) {
 /* It waits for its peers; the open returns. An existing database stays out of sight until the cluster has it. */
 static int start_forming(struct node *node, struct raft_start *start, char *text) {
   int code = open_raft(node, start, text);
-  if (code == SQLITE_OK && !node->has_content) code = node_start_database(node, 0, text);
+  if (code == SQLITE_OK && !node->has_content) code = node_start_database(node, 0, 1, NULL, text);
   return code;
 }
 
@@ -472,6 +476,8 @@ static int start_threads(struct node *node, char *text) {
   int error = os_thread_start(node->os, "balsa-log", node_log_thread, node, &node->log_thread);
   if (!error) error = os_thread_start(node->os, "balsa-apply", node_apply_thread, node, &node->apply_thread);
   if (!error) error = os_thread_start(node->os, "balsa-ckpt", node_checkpoint_thread, node, &node->checkpoint_thread);
+  if (!error) error = os_thread_start(node->os, "balsa-snap", node_snapshot_thread, node, &node->snapshot_thread);
+  if (!error) error = os_thread_start(node->os, "balsa-send", node_transfer_thread, node, &node->transfer_thread);
   if (error) return fail(SQLITE_NOMEM, text, "%s: a thread cannot be started: %s", node->path, strerror(-error));
   return SQLITE_OK;
 }
@@ -511,15 +517,26 @@ static int settle_options(struct node *node, const struct options *kept, const s
   return options_check(&node->options, is_fresh, text) ? SQLITE_OK : SQLITE_CANTOPEN;
 }
 
-static int begin(struct node *node, struct raft_start *start, struct vfs_found *found, char *text) {
+/* What lies in the log already counts for the next snapshot and for the tail. */
+static void weigh_log(struct node *node, const struct raft_start *start) {
+  for (uint64_t index = start->first_index; index <= start->last_index; index++) {
+    node_weigh(node, index, start->entries[index - start->first_index].size);
+    if (index == node->snapshot_index) node->snapshot_weight = node->log_weight;
+  }
+  node->compact_wanted = true;
+}
+
+static int begin(struct node *node, struct raft_start *start, struct vfs_found *found, struct node_snapshot *snapshot,
+                 char *text) {
   bool is_plain = found->has_content && !found->has_marks;
-  if (start->configuration) return start_again(node, start, found, text);
+  if (start->configuration) return start_again(node, start, found, snapshot, text);
   int code = is_plain ? adopt(node, found, text) : SQLITE_OK;
   if (code != SQLITE_OK) return code;
   return node->forming ? start_forming(node, start, text) : start_alone(node, start, text);
 }
 
-static int start_node(struct node *node, const struct options *given, struct raft_start *start, char *text) {
+static int start_node(struct node *node, const struct options *given, struct raft_start *start,
+                      struct node_snapshot *snapshot, char *text) {
   struct vfs_found found;
   struct options kept;
   struct raft_configuration *configuration = &node->configuration;
@@ -528,25 +545,29 @@ static int start_node(struct node *node, const struct options *given, struct raf
   if (code == SQLITE_OK) code = make_folder(node, text);
   if (code == SQLITE_OK) code = node_kept_open(node, &kept, text);
   bool is_given = options_has(given, OPTION_COMMIT_TIMEOUT);
+  uint64_t threshold = options_has(given, OPTION_SNAPSHOT_THRESHOLD) ? given->snapshot_threshold
+                                                                     : kept.snapshot_threshold;
   if (code == SQLITE_OK)
     code = open_database(node, is_given ? given->commit_timeout_ms : kept.commit_timeout_ms, &found, text);
   if (code == SQLITE_OK) code = open_vote(node, text);
   if (code == SQLITE_OK && node->formation == NODE_BOOTSTRAPPING && !found.has_marks) code = discard_log(node, text);
   if (code == SQLITE_OK) code = identify(node, given, text);
-  if (code == SQLITE_OK && node->is_restart) code = open_log(node, start, configuration, text);
+  if (code == SQLITE_OK && node->is_restart) code = open_log(node, threshold, start, configuration, text);
+  if (code == SQLITE_OK) code = node_restore(node, &found, start, configuration, snapshot, text);
   if (code == SQLITE_OK) code = settle_options(node, &kept, given, !start->configuration, text);
   if (code == SQLITE_OK) code = complete_first_term(node, start, text);
   if (code == SQLITE_OK) code = check_found(node, start, &found, text);
   if (code != SQLITE_OK) return code;
+  weigh_log(node, start);
   state_facts(node, &found);
   code = open_forming(node, text);
   if (code == SQLITE_OK) code = attach_link(node, text);
   if (code == SQLITE_OK) code = write_identity(node, text);
-  if (code == SQLITE_OK && !node->is_restart) code = open_log(node, start, configuration, text);
+  if (code == SQLITE_OK && !node->is_restart) code = open_log(node, threshold, start, configuration, text);
   if (code == SQLITE_OK && node->formation == NODE_BOOTSTRAPPING && start->configuration) node->formation = NODE_FORMED;
   if (code == SQLITE_OK)
     code = node_kept_write(node, node->formation == NODE_BOOTSTRAPPING ? NODE_FRESH : node->formation, text);
-  if (code == SQLITE_OK) code = begin(node, start, &found, text);
+  if (code == SQLITE_OK) code = begin(node, start, &found, snapshot, text);
   if (code == SQLITE_OK) code = start_threads(node, text);
   if (code == SQLITE_OK) unfreeze(node);
   return code;
@@ -563,6 +584,7 @@ static void shut_down(struct node *node) {
   node_wake_all(node);
   pthread_mutex_unlock(&node->mutex);
   if (link) raft_transport_detach(link); /* no callback runs any more */
+  if (node->transfer_thread) os_thread_join(node->transfer_thread);
   if (node->checkpoint_thread) os_thread_join(node->checkpoint_thread);
   if (node->apply_thread) os_thread_join(node->apply_thread);
   if (node->log_thread) os_thread_join(node->log_thread);
@@ -572,7 +594,7 @@ static void shut_down(struct node *node) {
   struct raft_transport *transport = node->transport;
   node->store = NULL;
   node->transport = NULL;
-  node->checkpoint_thread = node->apply_thread = node->log_thread = NULL;
+  node->transfer_thread = node->checkpoint_thread = node->apply_thread = node->log_thread = NULL;
   pthread_mutex_unlock(&node->mutex);
   if (store) raft_store_close(store);
   if (node->hard_state_file) raft_hard_state_close(node->hard_state_file);
@@ -584,12 +606,17 @@ static void shut_down(struct node *node) {
 
 static int start(struct node *node, const struct options *given, char *text) {
   struct raft_start from = {0};
+  struct node_snapshot *snapshot = calloc(1, sizeof *snapshot);
   from.first_index = 1;
   text[0] = 0;
-  int code = node->scratch && node->disk_reads ? start_node(node, given, &from, text)
-                                               : fail(SQLITE_NOMEM, text, "%s: no memory for the node", node->path);
+  int code = snapshot && node->scratch && node->disk_reads
+                 ? start_node(node, given, &from, snapshot, text)
+                 : fail(SQLITE_NOMEM, text, "%s: no memory for the node", node->path);
+  if (snapshot) node_snapshot_close(snapshot);
+  free(snapshot);
   free((void *)(uintptr_t)from.entries);
   if (code == SQLITE_OK) return SQLITE_OK;
+  node_end_snapshots(node);
   shut_down(node);
   if (node->database) {
     vfs_database_stop(node->database, os_now(node->os));
@@ -622,6 +649,7 @@ static void finish(struct node *node) {
 static void stop(struct node *node, uint64_t deadline) {
   node->life = NODE_STOPPING;
   pthread_mutex_unlock(&registry_mutex);
+  node_end_snapshots(node);
   vfs_database_stop(node->database, deadline);
   shut_down(node);
   pthread_mutex_lock(&registry_mutex);

@@ -35,6 +35,7 @@ struct node_status {
   struct raft_uuid cluster; /* none while forming */
   const char *role;         /* static */
   char state[VFS_TEXT_MAX];
+  char snapshot[VFS_TEXT_MAX]; /* index of the newest one, and what is being done */
   uint64_t term;
   uint64_t leader; /* 0: unknown */
   char leader_address[RAFT_ADDRESS_MAX];
@@ -62,6 +63,11 @@ size_t node_get_members(struct node *node, struct node_member members[RAFT_MEMBE
 
 /* Until `index` is applied here: VFS_OK, VFS_BUSY at the deadline, VFS_STOPPED. */
 int node_wait_applied(struct node *node, uint64_t index, uint64_t deadline);
+/*
+** Takes a snapshot of what is committed now, unless there is one; waits for one under way. *index of it. VFS_BUSY, with a
+** sentence: it does not get on; other errors likewise.
+*/
+int node_take_snapshot(struct node *node, uint64_t *index, char *text);
 /* What became of (term, index). */
 enum raft_fate node_outcome(struct node *node, uint64_t term, uint64_t index);
 /* All zero while forming. */

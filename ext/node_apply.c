@@ -170,6 +170,28 @@ static void apply_batch(struct node *node, struct raft_entry *entries, uint64_t 
   }
 }
 
+/* ---- A snapshot from the leader ---- */
+
+static bool has_to_install(const struct node *node) {
+  return node->install_index != 0 && node->epoch == 0 && !node->frozen && !node->quarantine[0];
+}
+
+/* mutex held, given up meanwhile. */
+static void install(struct node *node, uint64_t *delay) {
+  char text[VFS_TEXT_MAX] = "";
+  int error = node_install(node, text);
+  if (error == VFS_OK) {
+    node->blocked[0] = 0;
+    *delay = NODE_RETRY_NS_MIN;
+  } else if (may_pass(error) || error == VFS_IO) {
+    set_blocked(node, error, *delay, text);
+    back_off(node, &node->apply_condition, error, delay);
+  } else if (error != VFS_STOPPED) {
+    quarantine(node, text);
+  }
+  node_drain(node, NULL, 0);
+}
+
 /* ---- Epochs ---- */
 
 /* mutex held. This node leads, and everything before and with its no-op is applied: it may write. */
@@ -197,8 +219,8 @@ static void begin_epoch(struct node *node) {
 
 /* mutex held. */
 static bool has_work(const struct node *node) {
-  return (node->compensation_owed && !node->quarantine[0]) || node->form_wanted || may_begin_epoch(node) ||
-         has_to_apply(node);
+  return (node->compensation_owed && !node->quarantine[0]) || node->form_wanted || has_to_install(node) ||
+         may_begin_epoch(node) || has_to_apply(node);
 }
 
 void node_wake_apply(struct node *node) {
@@ -214,6 +236,8 @@ static void apply_step(struct node *node, struct raft_entry *entries, uint64_t *
     pthread_mutex_unlock(&node->mutex);
     node_form(node);
     pthread_mutex_lock(&node->mutex);
+  } else if (has_to_install(node)) {
+    install(node, delay);
   } else if (may_begin_epoch(node)) {
     begin_epoch(node);
   } else if (has_to_apply(node)) {
@@ -236,6 +260,11 @@ void node_apply_thread(void *arg) {
   free(entries);
 }
 
+void node_want_checkpoint(struct node *node) {
+  node->checkpoint_wanted = true;
+  pthread_cond_signal(&node->checkpoint_condition);
+}
+
 void node_checkpoint_thread(void *arg) {
   struct node *node = arg;
   uint64_t delay = NODE_RETRY_NS_MIN;
@@ -256,6 +285,8 @@ void node_checkpoint_thread(void *arg) {
     is_told = error && error != VFS_BUSY && error != VFS_STOPPED;
     pthread_mutex_lock(&node->mutex);
     if (!error) delay = NODE_RETRY_NS_MIN;
+    node->compact_wanted = true; /* even its first pass may have moved the mark */
+    node_wake_snapshot(node);
     if (error == VFS_OK || error == VFS_STOPPED) continue;
     node->checkpoint_wanted = true;
     back_off(node, &node->checkpoint_condition, VFS_OK, &delay); /* it stalls writers: not too often */

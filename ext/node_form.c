@@ -116,6 +116,9 @@ static int append(struct bootstrap *bootstrap, struct raft_entry *entry) {
   entry->origin_sequence = ++node->origin_sequence;
   bootstrap->last = entry->index;
   int error = raft_store_append(node->store, entry, 0);
+  pthread_mutex_lock(&node->mutex);
+  node_weigh(node, entry->index, raft_entry_size(entry));
+  pthread_mutex_unlock(&node->mutex);
   if (!error && raft_store_pending_bytes(node->store) > NODE_EXPORT_FLUSH_BYTES)
     error = raft_store_flush(node->store, &persist);
   return error_of_store(node, error, bootstrap->text);
@@ -227,7 +230,7 @@ void node_form(struct node *node) {
   if (!begin_forming(node, &configuration)) return;
   bool has_content = node->has_content;
   int code = node_bootstrap(node, &configuration, has_content, &last, text);
-  if (code == SQLITE_OK && has_content) code = node_start_database(node, last, text);
+  if (code == SQLITE_OK && has_content) code = node_start_database(node, last, 1, NULL, text);
   if (code != SQLITE_OK) {
     /* It stays frozen: nobody has seen anything of it, and the next start begins again. */
     pthread_mutex_lock(&node->mutex);

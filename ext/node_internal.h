@@ -7,11 +7,15 @@
 **   node_log.c     making it durable: who flushes, the log thread
 **   node_write.c   what vfs/ asks for: acquire, propose, wait, barrier
 **   node_apply.c   the apply thread and the checkpoint thread
+**   node_snapshot.c  the snapshot thread: when a snapshot is taken, and how
+**   node_compact.c   what the log weighs, and how much of it is kept
+**   node_restore.c   a snapshot becomes the database
+**   node_transfer.c  the transfer thread: snapshots to followers, and from the leader
 **   node_status.c  looking in
 **
 ** Threads: the transport's loop (messages, ticks), the log thread (flushes that no committing thread leads,
 ** votes, entries that are not in memory), the apply thread (apply, compensation, forming), the
-** checkpoint thread; and the application's.
+** checkpoint thread, the snapshot thread, the transfer thread; and the application's.
 **
 ** Locks, in order: the registry's → the write ticket (vfs/) → node.mutex → facts_mutex, a waiter's mutex, and those
 ** inside the store, the transport and vfs/ (functions marked [any]). node.mutex is never held over SQLite, other
@@ -29,6 +33,7 @@
 #include "../raft/io/hard_state.h"
 #include "../raft/io/store.h"
 #include "../raft/io/transport.h"
+#include "../snapshot/snapshot.h"
 #include "node.h"
 #include "options.h"
 #include "slot_file.h"
@@ -48,6 +53,16 @@
 #define NODE_RETRY_NS_MAX OS_SECOND
 #define NODE_BUSY_RETRY_NS (20 * OS_MS)
 #define NODE_NO_SPACE_RETRY_NS (200 * OS_MS)
+#define NODE_SEGMENT_BYTES_MIN (64u << 10) /* of the log: smaller ones if snapshots are frequent */
+#define NODE_SEGMENT_BYTES_MAX (16u << 20)
+#define NODE_WEIGHTS 64                     /* remembered places in the log; half of them lie in its tail */
+#define NODE_VIEW_WAIT (2 * OS_SECOND)      /* a snapshot waits for its turn among the writers */
+#define NODE_SNAPSHOT_RETRY_MIN (OS_SECOND) /* back-off after a snapshot that failed */
+#define NODE_SNAPSHOT_RETRY_MAX (60 * OS_SECOND)
+#define NODE_CHUNK_BYTES (1u << 20)     /* of a snapshot, in one message */
+#define NODE_TRANSFER_WINDOW (4u << 20) /* of a snapshot, under way to one follower */
+#define NODE_CHUNKS_MAX 8               /* that came and wait to be written */
+#define NODE_TRANSFERS_MAX (RAFT_MEMBERS_MAX + 1)
 
 /* Someone who waits for an index: to be committed, applied, or durable. On the waiting thread's stack. */
 enum node_signal { NODE_WAIT, NODE_LEAD, NODE_DECIDED };
@@ -77,6 +92,32 @@ struct node_delayed {
   uint64_t after;
 };
 
+/* What the log weighs, from some beginning through the entry at `index`: payloads and headers, bytes. */
+struct node_weight {
+  uint64_t index, weight;
+};
+
+struct node_snapshot;
+
+/* A snapshot on its way to a follower. node.mutex; who closes the file is the transfer thread. */
+struct node_transfer {
+  uint64_t id; /* the core's; 0: none */
+  struct os_file *file;
+  uint64_t index, term, size_bytes; /* of the file */
+  uint64_t acked;                   /* what is before has arrived */
+  uint64_t sent;                    /* what is before was sent */
+  bool is_asked;                    /* the core wants something of it, or a snapshot has come to be */
+  bool is_answered;                 /* the follower has said from where on */
+  bool is_suspect;                  /* the follower had all of it and does not want it */
+  bool is_busy, is_over;
+};
+
+/* A chunk that came from the leader; payload NULL: an offer, or a question. */
+struct node_chunk {
+  uint64_t index, term, size_bytes, offset;
+  struct raft_payload *payload;
+};
+
 /* What the folder keeps of a cluster's making. */
 enum node_formation {
   NODE_FRESH,         /* no cluster yet, or joined by the leader's entry 1: the log says which */
@@ -97,7 +138,7 @@ struct node {
 
   /* Set at start, then unchanged. */
   struct os *os;
-  char path[OS_PATH_MAX], folder[OS_PATH_MAX];
+  char path[OS_PATH_MAX], folder[OS_PATH_MAX], snapshots_folder[OS_PATH_MAX];
   struct options options;
   uint64_t id;
   struct raft_uuid incarnation;
@@ -109,7 +150,7 @@ struct node {
   struct slot_file *kept_file;
   struct raft_transport *transport;
   struct raft_transport_node *link; /* mutex; NULL once the node stops */
-  struct os_thread *log_thread, *apply_thread, *checkpoint_thread;
+  struct os_thread *log_thread, *apply_thread, *checkpoint_thread, *snapshot_thread, *transfer_thread;
 
   /* What this node says of itself. */
   pthread_mutex_t facts_mutex;
@@ -120,6 +161,9 @@ struct node {
   pthread_cond_t log_condition, apply_condition, checkpoint_condition;
   pthread_cond_t epoch_condition; /* who leads has changed, an epoch has begun; reads were answered */
   pthread_cond_t idle_condition;  /* a flush has ended */
+  pthread_cond_t snapshot_condition;
+  pthread_cond_t snapshot_done; /* an attempt has ended */
+  pthread_cond_t transfer_condition;
   bool stopping;
   bool frozen; /* starting, or writing the first state: no events go into the core */
 
@@ -180,6 +224,39 @@ struct node {
   bool apply_idle;
   bool form_wanted;
   bool checkpoint_wanted;
+
+  /* The log's weight and its compaction. */
+  uint64_t log_weight;
+  struct node_weight weights[NODE_WEIGHTS]; /* a ring, rising */
+  size_t weights_first, n_weights;
+  bool compact_wanted;
+
+  /* Snapshots. */
+  uint64_t snapshot_index;                      /* the newest durable one; 0 none */
+  uint64_t snapshot_weight;                     /* of the log through it */
+  uint64_t snapshot_look_at;                    /* when the log weighs this, look whether another is due */
+  uint64_t snapshots_asked, snapshots_answered; /* requests, numbered */
+  bool snapshot_needed;                         /* by a follower */
+  bool snapshot_damaged;                        /* the newest one is: another is needed */
+  bool snapshot_writing;
+  int snapshot_error; /* enum vfs_error of the last attempt */
+  uint64_t snapshot_retry_at;
+  char snapshot_text[VFS_TEXT_MAX]; /* its sentence */
+  struct node_transfer transfers[NODE_TRANSFERS_MAX];
+  struct os_file *closing[NODE_TRANSFERS_MAX];
+  size_t n_closing;
+  struct node_chunk chunks[NODE_CHUNKS_MAX]; /* a ring */
+  size_t chunks_first, n_chunks;
+  const struct raft_message *received; /* while it is in the core */
+  struct raft_payload *received_chunk; /* likewise; the transport's */
+  uint64_t receiving_index;            /* 0: none */
+  unsigned receiving_percent;
+  char receiving_text[VFS_TEXT_MAX]; /* what stands in its way; "" nothing */
+  uint64_t install_index;            /* a durable one that waits to become the database; 0 none */
+  uint64_t install_refused;          /* one that proved to be damaged */
+  /* No lock. */
+  atomic_bool snapshots_end; /* none is written any more */
+  atomic_uint snapshot_permille;
 };
 
 /* A sentence into `text` (VFS_TEXT_MAX bytes). */
@@ -194,11 +271,6 @@ bool node_uuid_equal(const struct raft_uuid *a, const struct raft_uuid *b);
 void node_uuid_text(const struct raft_uuid *uuid, char text[NODE_UUID_TEXT]);
 /* In a forked child every use is refused: its copies of locks and threads are dead. */
 bool node_is_forked(void);
-
-/* ---- node.c ---- */
-
-/* Brings the file to the state at `commit_index`; connections may use it then. SQLite error code, with a sentence. */
-int node_start_database(struct node *node, uint64_t commit_index, char *text);
 
 /* ---- node_form.c ---- */
 
@@ -270,5 +342,79 @@ void node_apply_thread(void *node);
 void node_checkpoint_thread(void *node);
 /* mutex held. Is there something for the apply thread? Then wakes it. */
 void node_wake_apply(struct node *node);
+/* mutex held. */
+void node_want_checkpoint(struct node *node);
+
+/* ---- node_snapshot.c ---- */
+
+void node_snapshot_thread(void *node);
+/* mutex held. */
+void node_wake_snapshot(struct node *node);
+/* mutex held. A follower needs one: takes one soon. */
+void node_need_snapshot(struct node *node);
+/* mutex held. There is a durable one at `index`, where the log weighs `weight`. */
+void node_snapshot_published(struct node *node, uint64_t index, uint64_t weight);
+/* No lock held. Ends the thread, and what it writes: a view keeps the last checkpoint from being complete. */
+void node_end_snapshots(struct node *node);
+/* mutex held. */
+void node_describe_snapshot(struct node *node, char text[VFS_TEXT_MAX]);
+
+/* ---- node_compact.c ---- */
+
+/* mutex held. An entry was appended; entries from `from` on were cut off. */
+void node_weigh(struct node *node, uint64_t index, uint32_t size);
+void node_weigh_less(struct node *node, uint64_t from);
+/* mutex held, given up meanwhile. Forgets what may be forgotten of the log. On the snapshot thread. */
+void node_compact(struct node *node);
+
+/* ---- node_transfer.c ---- */
+
+void node_transfer_thread(void *node);
+/* mutex held. */
+void node_wake_transfers(struct node *node);
+/* mutex held. What the core wants; calls nothing of it. */
+void node_transfer_event(struct node *node, const struct raft_transfer *event);
+/* mutex held. There is a new snapshot: those that wait for one look again. */
+void node_ask_transfers(struct node *node);
+/* mutex held. A chunk that the core has accepted (payload NULL: an empty one); dropped if there are too many. */
+void node_take_chunk(struct node *node, const struct raft_message *message, struct raft_payload *payload);
+
+/* ---- node_restore.c ---- */
+
+/* A snapshot file that is being read. */
+struct node_snapshot {
+  struct node *node;
+  char path[OS_PATH_MAX];
+  struct snapshot_meta meta;
+  struct snapshot_reader *reader; /* NULL: there is none */
+  struct raft_configuration configuration;
+  struct raft_term_start *terms; /* meta.n_terms */
+  struct vfs_source source;
+  uint32_t page;   /* the last one given out */
+  bool is_damaged; /* found while it was read */
+};
+
+/* Opens the file of a snapshot and understands its head. VFS error, with a sentence that names file and offset. */
+int node_snapshot_open(struct node *node, const char *path, struct node_snapshot *snapshot, char *text);
+/* Reads all of a file. VFS_DAMAGED with a sentence. */
+int node_snapshot_verify(struct node *node, const char *path, char *text);
+void node_snapshot_close(struct node_snapshot *snapshot);
+/*
+** At start, with the log as found: which snapshot counts, and what it says about the log that the log itself does not
+** know any more. Ends an installation that a crash interrupted. SQLite error code, with a sentence.
+*/
+int node_restore(struct node *node, const struct vfs_found *found, struct raft_start *start,
+                 struct raft_configuration *configuration, struct node_snapshot *snapshot, char *text);
+/*
+** On the apply thread; mutex held, given up meanwhile. The snapshot at install_index becomes the database, and the log
+** begins anew behind it, unless the log has got there by itself. VFS error, with a sentence.
+*/
+int node_install(struct node *node, char *text);
+/*
+** Brings the file to the state at `commit_index`, if need be from the snapshot (NULL: none); connections may use it
+** then. SQLite error code, with a sentence.
+*/
+int node_start_database(struct node *node, uint64_t commit_index, uint64_t log_first, struct node_snapshot *snapshot,
+                        char *text);
 
 #endif

@@ -32,6 +32,7 @@ void node_fail(struct node *node, const char *format, ...) {
 static bool append(struct node *node, const struct raft_entry *entry, uint64_t persist) {
   int error = raft_store_append(node->store, entry, persist);
   if (error) node_fail(node, "%s: the log cannot grow: %s", node->folder, strerror(-error));
+  node_weigh(node, entry->index, raft_entry_size(entry));
   return error == 0;
 }
 
@@ -49,12 +50,18 @@ static void append_noop(struct node *node, const struct raft_work *work) {
 void node_queue_write(struct node *node, const struct raft_work *work, const struct raft_entry *entries,
                       size_t n_entries) {
   bool is_attended = work->append_first != 0 && work->append_first == work->append_last && !work->noop &&
-                     work->truncate_from == 0 && node->role == RAFT_LEADER && n_entries == 1 &&
-                     (entries[0].flags & RAFT_ENTRY_LAST);
-  bool has_store_work = work->truncate_from != 0 || work->append_first != 0;
+                     work->reset_index == 0 && work->truncate_from == 0 && node->role == RAFT_LEADER &&
+                     n_entries == 1 && (entries[0].flags & RAFT_ENTRY_LAST);
+  bool has_store_work = work->reset_index != 0 || work->truncate_from != 0 || work->append_first != 0;
   node->persist_given = work->persist;
+  if (work->reset_index != 0) {
+    int error = raft_store_reset(node->store, work->reset_index, work->reset_term, work->persist);
+    if (error) node_fail(node, "%s: the log cannot begin anew: %s", node->folder, strerror(-error));
+    node_weigh_less(node, 0);
+  }
   if (work->truncate_from != 0) {
     int error = raft_store_truncate(node->store, work->truncate_from, work->persist);
+    node_weigh_less(node, work->truncate_from);
     if (error) node_fail(node, "%s: the log cannot be shortened: %s", node->folder, strerror(-error));
   }
   if (work->noop) {

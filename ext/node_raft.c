@@ -169,6 +169,8 @@ static void carry_out(struct node *node, const struct raft_work *work, const str
   if (work->commit_index > node->commit_index) change_commit(node, work->commit_index);
   if (work->n_reads > 0) node_answer_reads(node, work->reads, work->n_reads);
   if (work->configuration_changed) node_configuration_changed(node);
+  for (size_t i = 0; i < work->n_transfers; i++) node_transfer_event(node, &work->transfers[i]);
+  if (work->chunk) node_take_chunk(node, node->received, node->received_chunk);
 }
 
 static void look_in(struct node *node) {
@@ -374,10 +376,15 @@ static void on_receive(void *ctx, const struct raft_message *received, const str
   struct node *node = ctx;
   struct raft_message message = *received;
   pthread_mutex_lock(&node->mutex);
+  struct raft_payload *chunk = NULL;
   if (!node->stopping && !node->frozen && describe_entries(node, &message, entries)) {
     node->refused_text[0] = 0;
+    node->received = &message;
+    node->received_chunk = chunk;
     raft_receive(node->raft, os_now(node->os), &message);
     node_drain(node, entries, message.n_entries);
+    node->received = NULL;
+    node->received_chunk = NULL;
   }
   pthread_mutex_unlock(&node->mutex);
 }

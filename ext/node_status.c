@@ -105,10 +105,13 @@ void node_get_status(struct node *node, struct node_status *status) {
   };
   snprintf(status->leader_address, sizeof status->leader_address, "%s", address_of(node, node->leader));
   describe_state(node, status->state);
+  node_describe_snapshot(node, status->snapshot);
   if (node->store) {
     struct raft_store_status log;
+    struct raft_status core;
     raft_store_get_status(node->store, &log);
-    status->log_first = log.first_index;
+    raft_get_status(node->raft, &core);
+    status->log_first = core.first_index; /* on disk some more may be left, of its first segment */
     status->log_last = log.last_index;
     status->log_bytes = log.bytes;
   }

@@ -79,6 +79,7 @@ void node_wake_all(struct node *node) {
   pthread_cond_broadcast(&node->log_condition);
   pthread_cond_broadcast(&node->apply_condition);
   pthread_cond_broadcast(&node->checkpoint_condition);
+  pthread_cond_broadcast(&node->transfer_condition);
 }
 
 /* Sleeps until it is signalled or the deadline. No other lock held. */
@@ -425,8 +426,7 @@ static void release_log(void *ctx, struct vfs_log_entry *entry) {
 static void want_checkpoint(void *ctx) {
   struct node *node = ctx;
   pthread_mutex_lock(&node->mutex);
-  node->checkpoint_wanted = true;
-  pthread_cond_signal(&node->checkpoint_condition);
+  node_want_checkpoint(node);
   pthread_mutex_unlock(&node->mutex);
 }
 

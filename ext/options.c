@@ -214,6 +214,31 @@ static bool set_insecure(struct options *options, const char *value, const char 
   return true;
 }
 
+/* Bytes, plain or with a unit of 1,024. */
+static bool parse_bytes(const char *value, uint64_t *bytes) {
+  static const char units[] = "KMGT";
+  char digits[24];
+  size_t length = strspn(value, "0123456789");
+  const char *unit = value[length] ? strchr(units, toupper((unsigned char)value[length])) : NULL;
+  unsigned shift = unit ? 10 * (unsigned)(unit - units + 1) : 0;
+  if (length >= sizeof digits || (value[length] && (!unit || value[length + 1]))) return false;
+  memcpy(digits, value, length);
+  digits[length] = 0;
+  if (!parse_number(digits, INT64_MAX >> shift, bytes)) return false;
+  *bytes <<= shift;
+  return true;
+}
+
+static bool set_snapshot_threshold(struct options *options, const char *value, const char **why) {
+  *why = "it must be a number of bytes, or as 64M (K, M, G, T)";
+  return parse_bytes(value, &options->snapshot_threshold);
+}
+
+static bool set_log_tail(struct options *options, const char *value, const char **why) {
+  *why = "it must be a number of bytes, or as 16M (K, M, G, T)";
+  return parse_bytes(value, &options->log_tail);
+}
+
 static const struct {
   const char *name;
   bool (*set)(struct options *options, const char *value, const char **why);
@@ -228,6 +253,8 @@ static const struct {
     [OPTION_PAGE_SIZE] = {"page_size", set_page_size},
     [OPTION_AUTO_VACUUM] = {"auto_vacuum", set_auto_vacuum},
     [OPTION_INSECURE] = {"insecure", set_insecure},
+    [OPTION_SNAPSHOT_THRESHOLD] = {"snapshot_threshold", set_snapshot_threshold},
+    [OPTION_LOG_TAIL] = {"log_tail", set_log_tail},
 };
 
 void options_init(struct options *options) {
@@ -236,6 +263,8 @@ void options_init(struct options *options) {
       .election_ms = OPTIONS_ELECTION_MS_DEFAULT,
       .commit_timeout_ms = OPTIONS_COMMIT_TIMEOUT_MS_DEFAULT,
       .page_size = OPTIONS_PAGE_SIZE_DEFAULT,
+      .snapshot_threshold = OPTIONS_SNAPSHOT_THRESHOLD_DEFAULT,
+      .log_tail = OPTIONS_LOG_TAIL_DEFAULT,
   };
 }
 
@@ -279,7 +308,7 @@ static bool unknown_option(const char *name, const char *source, char *text) {
   return fail(
       text,
       "%s %.64s is not an option: there are node, listen, advertise, peers, heartbeat, election, commit_timeout, "
-      "page_size, auto_vacuum, insecure",
+      "page_size, auto_vacuum, insecure, snapshot_threshold, log_tail",
       source, name);
 }
 
@@ -354,6 +383,8 @@ void options_merge(struct options *options, const struct options *over) {
   if (options_has(over, OPTION_PAGE_SIZE)) options->page_size = over->page_size;
   if (options_has(over, OPTION_AUTO_VACUUM)) options->auto_vacuum = over->auto_vacuum;
   if (options_has(over, OPTION_INSECURE)) options->insecure = over->insecure;
+  if (options_has(over, OPTION_SNAPSHOT_THRESHOLD)) options->snapshot_threshold = over->snapshot_threshold;
+  if (options_has(over, OPTION_LOG_TAIL)) options->log_tail = over->log_tail;
   options->given |= over->given;
 }
 
@@ -453,6 +484,9 @@ bool options_keep(const struct options *options, char *kept, size_t size, char *
   if (options_has(options, OPTION_PAGE_SIZE)) put(&writer, "page_size=%u\n", options->page_size);
   if (options_has(options, OPTION_AUTO_VACUUM)) put(&writer, "auto_vacuum=%u\n", options->auto_vacuum);
   if (options_has(options, OPTION_INSECURE)) put(&writer, "insecure=%d\n", options->insecure);
+  if (options_has(options, OPTION_SNAPSHOT_THRESHOLD))
+    put(&writer, "snapshot_threshold=%" PRIu64 "\n", options->snapshot_threshold);
+  if (options_has(options, OPTION_LOG_TAIL)) put(&writer, "log_tail=%" PRIu64 "\n", options->log_tail);
   return !writer.full || fail(text, "the options do not fit into %zu bytes: name fewer peers, or shorter hosts", size);
 }
 

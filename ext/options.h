@@ -21,6 +21,8 @@
 #define OPTIONS_COMMIT_TIMEOUT_MS_DEFAULT 5000
 #define OPTIONS_COMMIT_TIMEOUT_MS_MAX 3600000
 #define OPTIONS_PAGE_SIZE_DEFAULT 4096
+#define OPTIONS_SNAPSHOT_THRESHOLD_DEFAULT (UINT64_C(64) << 20)
+#define OPTIONS_LOG_TAIL_DEFAULT (UINT64_C(16) << 20)
 
 enum option {
   OPTION_NODE,
@@ -33,6 +35,8 @@ enum option {
   OPTION_PAGE_SIZE,
   OPTION_AUTO_VACUUM,
   OPTION_INSECURE,
+  OPTION_SNAPSHOT_THRESHOLD,
+  OPTION_LOG_TAIL,
   OPTIONS_COUNT,
 };
 
@@ -44,6 +48,8 @@ struct options {
   size_t n_peers;
   uint32_t heartbeat_ms, election_ms, commit_timeout_ms, page_size, auto_vacuum;
   bool insecure;
+  uint64_t snapshot_threshold; /* bytes of log, at least, between two snapshots */
+  uint64_t log_tail;           /* bytes of log kept behind a snapshot, for followers that are a little late */
 };
 
 static inline bool options_has(const struct options *options, enum option option) {

@@ -45,8 +45,4 @@ int snapshot_join(const char *folder, const char *name, char path[OS_PATH_MAX], 
 __attribute__((format(printf, 3, 4))) int snapshot_say(char *text, int error, const char *format, ...);
 const char *snapshot_error_text(int error);
 
-/* snapshot_reader_open, with what to do about damage at the end of its sentences. */
-int snapshot_reader_begin(struct os *os, const char *path, const char *way_out, struct snapshot_reader **reader,
-                          struct snapshot_meta *meta, char *text);
-
 #endif

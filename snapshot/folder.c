@@ -29,6 +29,7 @@ static uint64_t name_index(const char *name) {
 /* ---- Finding ---- */
 
 struct search {
+  uint64_t before; /* only these count */
   uint64_t newest;
   bool leftover;
 };
@@ -36,13 +37,22 @@ struct search {
 static int look_at(void *ctx, const char *name) {
   struct search *search = ctx;
   uint64_t index = name_index(name);
-  if (index > search->newest) search->newest = index;
+  if (index > search->newest && index < search->before) search->newest = index;
   if (strcmp(name, SNAPSHOT_NEW) == 0) search->leftover = true;
   return 0;
 }
 
+static int take_newest(const char *folder, const struct search *search, char path[OS_PATH_MAX], uint64_t *index) {
+  path[0] = 0;
+  if (search->newest == 0) return 0;
+  snapshot_path(folder, search->newest, path);
+  if (path[0] == 0) return -ENAMETOOLONG;
+  *index = search->newest;
+  return 0;
+}
+
 int snapshot_find(struct os *os, const char *folder, char path[OS_PATH_MAX], uint64_t *index) {
-  struct search search = {0};
+  struct search search = {.before = UINT64_MAX};
   *index = 0;
   path[0] = 0;
   int error = snapshot_join(folder, SNAPSHOT_NEW, path, NULL);
@@ -51,13 +61,15 @@ int snapshot_find(struct os *os, const char *folder, char path[OS_PATH_MAX], uin
     error = os_remove(os, path);
     if (error == 0) error = os_sync_directory(os, folder);
   }
+  return error ? error : take_newest(folder, &search, path, index);
+}
+
+int snapshot_find_before(struct os *os, const char *folder, uint64_t before, char path[OS_PATH_MAX], uint64_t *index) {
+  struct search search = {.before = before};
+  *index = 0;
   path[0] = 0;
-  if (error) return error;
-  if (search.newest == 0) return 0;
-  snapshot_path(folder, search.newest, path);
-  if (path[0] == 0) return -ENAMETOOLONG;
-  *index = search.newest;
-  return 0;
+  int error = os_list(os, folder, look_at, &search);
+  return error ? error : take_newest(folder, &search, path, index);
 }
 
 /* ---- Removing ---- */

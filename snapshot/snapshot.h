@@ -69,6 +69,9 @@ struct snapshot_reader;
 */
 int snapshot_reader_open(struct os *os, const char *path, struct snapshot_reader **reader, struct snapshot_meta *meta,
                          char *text);
+/* Likewise, with what to do about damage at the end of its sentences (a string that outlives the reader). */
+int snapshot_reader_begin(struct os *os, const char *path, const char *way_out, struct snapshot_reader **reader,
+                          struct snapshot_meta *meta, char *text);
 /*
 ** The next page into `page`; every LZ4 block is verified. 1: a page, 0: the end (number of pages and rolling checksum
 ** verified), else negative errno. Only that 0 says that the pages together are the database.
@@ -84,6 +87,8 @@ const char *snapshot_reader_error(const struct snapshot_reader *reader);
 ** whole, the reader tells. Removes a leftover snapshot.new, so never call it beside an open writer.
 */
 int snapshot_find(struct os *os, const char *folder, char path[OS_PATH_MAX], uint64_t *index);
+/* The newest one before `before`; may be called at any time. */
+int snapshot_find_before(struct os *os, const char *folder, uint64_t before, char path[OS_PATH_MAX], uint64_t *index);
 /* Removes all snapshots older than `index`. */
 int snapshot_remove_older(struct os *os, const char *folder, uint64_t index);
 /* Removes what a receiver has kept for a resume that will not come. Never beside an open receiver. */

@@ -430,7 +430,8 @@ int vfs_database_start(struct vfs_database *database, uint64_t commit_index, uin
   }
   uint32_t own_page_size = database->marks.page_size ? database->marks.page_size : page_size;
   error = vfs_database_set_page_size(database, own_page_size);
-  bool is_ours = is_as_stopped(database) || (database->is_alone && shm_is_ours(database));
+  /* After a stop in order the file itself tells; its -shm is left as it was, whatever was done to the file since. */
+  bool is_ours = database->marks.stopped_in_order ? is_as_stopped(database) : database->is_alone && shm_is_ours(database);
   text[0] = 0;
   struct vfs_redo_options options = {
       .commit_index = commit_index,

@@ -56,6 +56,11 @@ static void bad_values_are_refused_with_the_option_and_the_reason(void **state) 
   assert_refused("auto_vacuum", "", "none, full or incremental");
   assert_refused("auto_vacuum", "incremental|2", "none, full or incremental");
   assert_refused("insecure", "maybe", "0 or 1");
+  assert_refused("snapshot_threshold", "", "number of bytes");
+  assert_refused("snapshot_threshold", "64MB", "number of bytes");
+  assert_refused("snapshot_threshold", "9223372036854775808", "number of bytes");
+  assert_refused("log_tail", "8388608T", "number of bytes");
+  assert_refused("log_tail", "M", "number of bytes");
 }
 
 static void good_values_are_taken(void **state) {
@@ -78,6 +83,14 @@ static void good_values_are_taken(void **state) {
   assert_int_equal(options.auto_vacuum, 1);
   assert_true(set(&options, "insecure", "on"));
   assert_true(options.insecure);
+  assert_true(set(&options, "snapshot_threshold", "65536"));
+  assert_true(options.snapshot_threshold == 65536);
+  assert_true(set(&options, "snapshot_threshold", "64m"));
+  assert_true(options.snapshot_threshold == 64 << 20);
+  assert_true(set(&options, "log_tail", "8388607T"));
+  assert_true(options.log_tail == UINT64_C(8388607) << 40);
+  assert_true(set(&options, "log_tail", "0"));
+  assert_true(options.log_tail == 0);
 }
 
 static void a_list_of_more_than_15_peers_is_refused(void **state) {
@@ -225,7 +238,8 @@ static void what_a_folder_keeps_is_read_back(void **state) {
   struct options back;
   (void)state;
   struct options options = checked(PAIRS("node", "2", "peers", "1@a:1,2@127.0.0.1:2", "election", "900", "auto_vacuum",
-                                         "full", "insecure", "1", "commit_timeout", "77"),
+                                         "full", "insecure", "1", "commit_timeout", "77", "snapshot_threshold", "9",
+                                         "log_tail", "1K"),
                                    true, true);
   assert_true(options_keep(&options, kept, sizeof kept, text));
   options_init(&back);
@@ -237,6 +251,7 @@ static void what_a_folder_keeps_is_read_back(void **state) {
   assert_int_equal(back.auto_vacuum, 1);
   assert_int_equal(back.commit_timeout_ms, 77);
   assert_true(back.insecure);
+  assert_true(back.snapshot_threshold == 9 && back.log_tail == 1024);
   assert_false(options_has(&back, OPTION_HEARTBEAT));
 }
 

@@ -1,0 +1,496 @@
+/* Snapshots of a node of its own: taken under load, what they hold, what the log forgets, and starting from them. */
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <pthread.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+#include <lz4frame.h>
+
+#include "ext/balsa.h"
+#include "snapshot/snapshot.h"
+#include "vfs/vfs.h"
+
+#define TRIES_MAX 20000 /* of something that takes a few */
+#define WRITERS 3
+#define ACCOUNTS 50
+
+static char folder[128];
+
+static int make_folder(void **state) {
+  (void)state;
+  snprintf(folder, sizeof folder, "%s/balsa-snapshots-XXXXXX", getenv("TMPDIR") ? getenv("TMPDIR") : "/tmp");
+  return mkdtemp(folder) ? 0 : -1;
+}
+
+static int remove_folder(void **state) {
+  char command[256];
+  (void)state;
+  snprintf(command, sizeof command, "rm -rf '%s'", folder);
+  return system(command);
+}
+
+static const char *path_of(const char *name) {
+  static char path[4][256];
+  static int next;
+  char *at = path[next++ % 4];
+  snprintf(at, sizeof path[0], "%s/%s", folder, name);
+  return at;
+}
+
+/* ---- SQL ---- */
+
+static int open_code(const char *options, sqlite3 **db) {
+  char uri[1024];
+  snprintf(uri, sizeof uri, "file:%s/app.db?vfs=balsa%s", folder, options);
+  return sqlite3_open_v2(uri, db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_URI, NULL);
+}
+
+static sqlite3 *open_node(const char *options) {
+  sqlite3 *db = NULL;
+  int code = open_code(options, &db);
+  if (code != SQLITE_OK) fail_msg("%s: %d %s", options, code, vfs_open_error());
+  sqlite3_busy_timeout(db, 20000);
+  return db;
+}
+
+static void assert_refused(const char *words) {
+  sqlite3 *db = NULL;
+  int code = open_code("", &db);
+  sqlite3_close(db);
+  assert_int_not_equal(code, SQLITE_OK);
+  if (!strstr(vfs_open_error(), words)) fail_msg("\"%s\" lacks \"%s\"", vfs_open_error(), words);
+}
+
+static void run(sqlite3 *db, const char *sql) {
+  if (sqlite3_exec(db, sql, NULL, NULL, NULL) != SQLITE_OK)
+    fail_msg("%s: %d %s", sql, sqlite3_extended_errcode(db), sqlite3_errmsg(db));
+}
+
+static int take_text(void *out, int n, char **values, char **names) {
+  (void)n, (void)names;
+  snprintf(out, 1024, "%s", values[0] ? values[0] : "NULL");
+  return 0;
+}
+
+static const char *ask(sqlite3 *db, const char *sql) {
+  static char text[4][1024];
+  static int next;
+  char *at = text[next++ % 4];
+  at[0] = 0;
+  if (sqlite3_exec(db, sql, take_text, at, NULL) != SQLITE_OK)
+    fail_msg("%s: %d %s", sql, sqlite3_extended_errcode(db), sqlite3_errmsg(db));
+  return at;
+}
+
+static uint64_t ask_number(sqlite3 *db, const char *sql) {
+  return strtoull(ask(db, sql), NULL, 10);
+}
+
+static void assert_fails(sqlite3 *db, const char *sql, const char *words) {
+  assert_int_not_equal(sqlite3_exec(db, sql, NULL, NULL, NULL), SQLITE_OK);
+  if (!strstr(sqlite3_errmsg(db), words)) fail_msg("%s: \"%s\" lacks \"%s\"", sql, sqlite3_errmsg(db), words);
+}
+
+static void stop(sqlite3 *db) {
+  assert_int_equal(balsa_stop(db, NULL), SQLITE_OK);
+  assert_int_equal(sqlite3_close(db), SQLITE_OK);
+}
+
+static void fill(sqlite3 *db, int rows) {
+  char sql[256];
+  run(db, "CREATE TABLE IF NOT EXISTS t(a INTEGER PRIMARY KEY, b)");
+  snprintf(sql, sizeof sql,
+           "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i+1 FROM n WHERE i<%d) INSERT INTO t(b) SELECT "
+           "randomblob(300) FROM n",
+           rows);
+  run(db, sql);
+}
+
+/* ---- Files ---- */
+
+static int find_snapshot(const struct dirent *entry) {
+  return strncmp(entry->d_name, "snapshot-", 9) == 0;
+}
+
+/* The path of the only snapshot; NULL if there is none. */
+static const char *the_snapshot(void) {
+  static char path[512];
+  struct dirent **names = NULL;
+  int n = scandir(path_of("app.db-balsa/snapshots"), &names, find_snapshot, alphasort);
+  assert_true(n == 0 || n == 1);
+  if (n == 1) snprintf(path, sizeof path, "%s/%s", path_of("app.db-balsa/snapshots"), names[0]->d_name);
+  if (n == 1) free(names[0]);
+  free(names);
+  return n == 1 ? path : NULL;
+}
+
+static uint8_t *read_file(const char *path, size_t *size) {
+  FILE *file = fopen(path, "rb");
+  assert_non_null(file);
+  assert_int_equal(fseek(file, 0, SEEK_END), 0);
+  *size = (size_t)ftell(file);
+  rewind(file);
+  uint8_t *bytes = malloc(*size + 1);
+  assert_non_null(bytes);
+  assert_int_equal(fread(bytes, 1, *size, file), *size);
+  fclose(file);
+  return bytes;
+}
+
+/* As `lz4 -d` does it: no word of ours. */
+static void decode(const char *from, const char *to) {
+  size_t size, used = 0;
+  uint8_t *bytes = read_file(from, &size), *out = malloc(1 << 20);
+  LZ4F_dctx *lz4 = NULL;
+  FILE *file = fopen(to, "wb");
+  assert_true(out && file && !LZ4F_isError(LZ4F_createDecompressionContext(&lz4, LZ4F_VERSION)));
+  while (used < size) {
+    size_t in = size - used, n = 1 << 20;
+    size_t result = LZ4F_decompress(lz4, out, &n, bytes + used, &in, NULL);
+    assert_false(LZ4F_isError(result));
+    assert_true(in > 0 || n > 0);
+    used += in;
+    assert_int_equal(fwrite(out, 1, n, file), n);
+  }
+  LZ4F_freeDecompressionContext(lz4);
+  fclose(file);
+  free(bytes);
+  free(out);
+}
+
+static sqlite3 *open_decoded(void) {
+  sqlite3 *db = NULL;
+  decode(the_snapshot(), path_of("decoded.db"));
+  assert_int_equal(sqlite3_open(path_of("decoded.db"), &db), SQLITE_OK);
+  assert_string_equal(ask(db, "PRAGMA integrity_check"), "ok");
+  return db;
+}
+
+static void close_decoded(sqlite3 *db) {
+  assert_int_equal(sqlite3_close(db), SQLITE_OK);
+  assert_int_equal(unlink(path_of("decoded.db")), 0);
+}
+
+static void flip_byte(const char *path, long offset) {
+  int file = open(path, O_RDWR);
+  uint8_t byte;
+  assert_int_equal(pread(file, &byte, 1, offset), 1);
+  byte ^= 0x10;
+  assert_int_equal(pwrite(file, &byte, 1, offset), 1);
+  close(file);
+}
+
+/* ---- What it holds ---- */
+
+static void a_snapshot_is_the_database_at_its_index(void **state) {
+  (void)state;
+  sqlite3 *db = open_node("");
+  fill(db, 3000);
+  run(db, "DELETE FROM t WHERE a % 3 = 0");
+  uint64_t index = ask_number(db, "SELECT balsa_snapshot()");
+  assert_true(index == ask_number(db, "SELECT commit_index FROM balsa_status"));
+  assert_true(index == ask_number(db, "SELECT snapshot FROM balsa_status"));
+  stop(db);
+  size_t size, expected_size;
+  decode(the_snapshot(), path_of("decoded.db"));
+  uint8_t *bytes = read_file(path_of("decoded.db"), &size), *expected = read_file(path_of("app.db"), &expected_size);
+  assert_int_equal(size, expected_size);
+  assert_memory_equal(bytes, expected, size);
+  free(bytes);
+  free(expected);
+  close_decoded(open_decoded());
+}
+
+static void what_is_written_later_is_in_the_next_one_only(void **state) {
+  (void)state;
+  sqlite3 *db = open_node("&page_size=512&auto_vacuum=full");
+  fill(db, 100);
+  uint64_t first = ask_number(db, "SELECT balsa_snapshot()");
+  assert_true(ask_number(db, "SELECT balsa_snapshot()") == first); /* nothing has changed: it is that one */
+  fill(db, 1);
+  sqlite3 *decoded = open_decoded();
+  assert_string_equal(ask(decoded, "SELECT count(*) FROM t"), "100");
+  close_decoded(decoded);
+  assert_true(ask_number(db, "SELECT balsa_snapshot()") > first);
+  decoded = open_decoded(); /* and the one before has gone */
+  assert_string_equal(ask(decoded, "SELECT count(*) FROM t"), "101");
+  close_decoded(decoded);
+  stop(db);
+}
+
+static void who_would_wait_for_itself_and_what_is_empty_is_refused(void **state) {
+  (void)state;
+  sqlite3 *db = open_node("");
+  assert_fails(db, "SELECT balsa_snapshot()", "not been written to");
+  run(db, "CREATE TABLE t(a); BEGIN IMMEDIATE; INSERT INTO t VALUES(1)");
+  assert_fails(db, "SELECT balsa_snapshot()", "write transaction open");
+  run(db, "COMMIT; BEGIN; SELECT * FROM t");
+  run(db, "SELECT balsa_snapshot()"); /* a reader is in nobody's way */
+  run(db, "COMMIT");
+  stop(db);
+}
+
+/* ---- Under load ---- */
+
+struct writer {
+  pthread_t thread;
+  unsigned seed;
+  atomic_bool *end;
+  int commits;
+};
+
+/* Moves money: the sum stays. */
+static void *move(void *arg) {
+  struct writer *writer = arg;
+  sqlite3 *db = open_node("");
+  char sql[512];
+  while (!atomic_load(writer->end)) {
+    int from = rand_r(&writer->seed) % ACCOUNTS, to = rand_r(&writer->seed) % ACCOUNTS;
+    snprintf(sql, sizeof sql,
+             "BEGIN IMMEDIATE; UPDATE account SET money = money - 7, note = randomblob(%d) WHERE id = %d; UPDATE "
+             "account SET money = money + 7 WHERE id = %d; INSERT INTO moved(note) VALUES(randomblob(200)); COMMIT",
+             rand_r(&writer->seed) % 9000, from, to);
+    if (sqlite3_exec(db, sql, NULL, NULL, NULL) == SQLITE_OK)
+      writer->commits++;
+    else if (!sqlite3_get_autocommit(db))
+      sqlite3_exec(db, "ROLLBACK", NULL, NULL, NULL);
+  }
+  sqlite3_close(db);
+  return NULL;
+}
+
+static void make_accounts(sqlite3 *db) {
+  char sql[128];
+  run(db,
+      "CREATE TABLE account(id INTEGER PRIMARY KEY, money, note); CREATE TABLE moved(id INTEGER PRIMARY KEY, note)");
+  for (int i = 0; i < ACCOUNTS; i++) {
+    snprintf(sql, sizeof sql, "INSERT INTO account VALUES(%d, 1000, randomblob(2000))", i);
+    run(db, sql);
+  }
+}
+
+static void start_writers(struct writer *writers, atomic_bool *end) {
+  for (unsigned i = 0; i < WRITERS; i++) {
+    writers[i] = (struct writer){.seed = i + 1, .end = end};
+    assert_int_equal(pthread_create(&writers[i].thread, NULL, move, &writers[i]), 0);
+  }
+}
+
+static int end_writers(struct writer *writers, atomic_bool *end) {
+  int commits = 0;
+  atomic_store(end, true);
+  for (int i = 0; i < WRITERS; i++) {
+    pthread_join(writers[i].thread, NULL);
+    commits += writers[i].commits;
+  }
+  return commits;
+}
+
+static void snapshots_under_load_show_one_state_each(void **state) {
+  struct writer writers[WRITERS];
+  atomic_bool end = false;
+  uint64_t last = 0, moved = 0;
+  (void)state;
+  sqlite3 *db = open_node("");
+  make_accounts(db);
+  start_writers(writers, &end);
+  for (int i = 0; i < 8; i++) {
+    uint64_t index = ask_number(db, "SELECT balsa_snapshot()");
+    assert_true(index >= last);
+    sqlite3 *decoded = open_decoded();
+    assert_int_equal(ask_number(decoded, "SELECT sum(money) FROM account"), ACCOUNTS * 1000);
+    uint64_t now = ask_number(decoded, "SELECT count(*) FROM moved");
+    assert_true(now >= moved);
+    close_decoded(decoded);
+    last = index;
+    moved = now;
+  }
+  int commits = end_writers(writers, &end);
+  assert_true(commits > 0);
+  uint64_t index = ask_number(db, "SELECT balsa_snapshot()");
+  sqlite3 *decoded = open_decoded();
+  assert_int_equal(ask_number(decoded, "SELECT count(*) FROM moved"), commits);
+  close_decoded(decoded);
+  assert_true(index == ask_number(db, "SELECT commit_index FROM balsa_status"));
+  stop(db);
+}
+
+/* ---- The log ---- */
+
+#define TINY "&snapshot_threshold=64K&log_tail=16K"
+
+/* Writes until the log no longer begins at 1: by then a snapshot and a checkpoint were made by themselves. */
+static void write_until_compacted(sqlite3 *db) {
+  uint64_t first = ask_number(db, "SELECT log_first FROM balsa_status");
+  for (int i = 0; i < TRIES_MAX; i++) {
+    fill(db, 20);
+    run(db, "DELETE FROM t WHERE a < (SELECT max(a) FROM t) - 200");
+    if (ask_number(db, "SELECT log_first FROM balsa_status") > first) return;
+  }
+  fail_msg("the log was not compacted: snapshot %s", ask(db, "SELECT snapshot FROM balsa_status"));
+}
+
+static void assert_starts_with(const char *options, const char *sum, uint64_t log_first) {
+  sqlite3 *db = open_node(options);
+  run(db, "DELETE FROM t WHERE false"); /* waits until it leads */
+  assert_string_equal(ask(db, "SELECT count(*) || ' ' || sum(a) FROM t"), sum);
+  assert_string_equal(ask(db, "PRAGMA integrity_check"), "ok");
+  assert_true(ask_number(db, "SELECT log_first FROM balsa_status") >= log_first);
+  stop(db);
+}
+
+static void a_heavy_log_is_compacted_behind_a_snapshot(void **state) {
+  char sum[64], token[128], sql[256];
+  (void)state;
+  sqlite3 *db = open_node(TINY);
+  fill(db, 1);
+  snprintf(token, sizeof token, "%s", ask(db, "SELECT balsa_last_commit()"));
+  for (int i = 0; i < 3; i++) write_until_compacted(db);
+  uint64_t first = ask_number(db, "SELECT log_first FROM balsa_status");
+  assert_true(first > 1);
+  assert_true(ask_number(db, "SELECT snapshot FROM balsa_status") + 1 >= first);
+  snprintf(sum, sizeof sum, "%s", ask(db, "SELECT count(*) || ' ' || sum(a) FROM t"));
+  stop(db);
+  /* What is compacted is known all the same: members, and fates. */
+  db = open_node(TINY);
+  assert_string_equal(ask(db, "SELECT count(*) FROM balsa_members"), "1");
+  snprintf(sql, sizeof sql, "SELECT balsa_outcome('%s')", token);
+  assert_string_equal(ask(db, sql), "committed");
+  snprintf(sql, sizeof sql, "SELECT balsa_outcome('99%s')", strchr(token, '.'));
+  assert_string_equal(ask(db, sql), "lost");
+  stop(db);
+  assert_starts_with(TINY, sum, first);
+}
+
+static void a_lost_or_changed_database_is_made_from_the_snapshot_and_the_log(void **state) {
+  char sum[64];
+  (void)state;
+  sqlite3 *db = open_node(TINY);
+  write_until_compacted(db);
+  uint64_t first = ask_number(db, "SELECT log_first FROM balsa_status");
+  snprintf(sum, sizeof sum, "%s", ask(db, "SELECT count(*) || ' ' || sum(a) FROM t"));
+  stop(db);
+  assert_int_equal(unlink(path_of("app.db")), 0);
+  assert_starts_with(TINY, sum, first);
+  assert_int_equal(truncate(path_of("app.db"), 4096), 0);
+  assert_starts_with(TINY, sum, first);
+  flip_byte(path_of("app.db"), 5000);
+  assert_starts_with(TINY, sum, first);
+}
+
+static void a_damaged_snapshot_is_done_without_if_the_log_suffices(void **state) {
+  char sum[64];
+  struct stat status;
+  (void)state;
+  for (int where = 0; where < 2; where++) {
+    sqlite3 *db = open_node("");
+    fill(db, 500);
+    snprintf(sum, sizeof sum, "%s", ask(db, "SELECT count(*) || ' ' || sum(a) FROM t"));
+    run(db, "SELECT balsa_snapshot()");
+    stop(db);
+    assert_int_equal(stat(the_snapshot(), &status), 0);
+    flip_byte(the_snapshot(), where == 0 ? 50 : (long)status.st_size / 2);
+    if (where == 1) assert_int_equal(unlink(path_of("app.db")), 0); /* so that it is read */
+    assert_starts_with("", sum, 1);
+    assert_null(the_snapshot());
+  }
+}
+
+static void a_damaged_snapshot_that_is_needed_is_named_with_the_offset(void **state) {
+  struct stat status;
+  char sum[64], damaged[512];
+  (void)state;
+  sqlite3 *db = open_node(TINY);
+  write_until_compacted(db);
+  snprintf(sum, sizeof sum, "%s", ask(db, "SELECT count(*) || ' ' || sum(a) FROM t"));
+  stop(db);
+  assert_int_equal(stat(the_snapshot(), &status), 0);
+  flip_byte(the_snapshot(), 50);
+  assert_refused("damaged at offset");
+  assert_non_null(strstr(vfs_open_error(), the_snapshot()));
+  flip_byte(the_snapshot(), 50);
+  snprintf(damaged, sizeof damaged, "%s", the_snapshot());
+  flip_byte(damaged, status.st_size / 2);
+  assert_starts_with(TINY, sum, 2); /* its pages are not needed */
+  if (strcmp(the_snapshot(), damaged) != 0) flip_byte(the_snapshot(), 2000);
+  assert_int_equal(unlink(path_of("app.db")), 0);
+  assert_refused("damaged at offset");
+  assert_non_null(strstr(vfs_open_error(), the_snapshot()));
+}
+
+static void a_lost_snapshot_that_is_needed_is_missed(void **state) {
+  (void)state;
+  sqlite3 *db = open_node(TINY);
+  write_until_compacted(db);
+  stop(db);
+  assert_int_equal(unlink(the_snapshot()), 0);
+  assert_refused("no snapshot in");
+}
+
+/* ---- In the way ---- */
+
+static void a_snapshot_that_fails_is_told_and_nothing_is_forgotten(void **state) {
+  (void)state;
+  sqlite3 *db = open_node("&snapshot_threshold=64K&log_tail=0");
+  fill(db, 1);
+  assert_int_equal(mkdir(path_of("app.db-balsa/snapshots/snapshot.new"), 0755), 0);
+  assert_fails(db, "SELECT balsa_snapshot()", "snapshot.new");
+  assert_non_null(strstr(ask(db, "SELECT snapshot FROM balsa_status"), "none; failed: "));
+  for (int i = 0; i < 40; i++) fill(db, 20);
+  assert_string_equal(ask(db, "SELECT log_first FROM balsa_status"), "1");
+  assert_null(the_snapshot());
+  assert_int_equal(rmdir(path_of("app.db-balsa/snapshots/snapshot.new")), 0);
+  uint64_t index = ask_number(db, "SELECT balsa_snapshot()");
+  assert_true(index == strtoull(ask(db, "SELECT snapshot FROM balsa_status"), NULL, 10));
+  assert_null(strstr(ask(db, "SELECT snapshot FROM balsa_status"), "failed"));
+  write_until_compacted(db);
+  stop(db);
+}
+
+static void a_stop_does_not_wait_for_a_snapshot(void **state) {
+  struct writer writers[WRITERS];
+  atomic_bool end = false;
+  (void)state;
+  for (int i = 0; i < 5; i++) {
+    sqlite3 *db = open_node("&snapshot_threshold=4K&log_tail=4K"); /* one is always being written */
+    if (i == 0) make_accounts(db);
+    atomic_store(&end, false);
+    start_writers(writers, &end);
+    for (int n = 0; n < 20; n++) run(db, "INSERT INTO moved(note) VALUES(randomblob(5000))");
+    end_writers(writers, &end);
+    stop(db);
+    db = open_node("");
+    assert_int_equal(ask_number(db, "SELECT sum(money) FROM account"), ACCOUNTS * 1000);
+    stop(db);
+  }
+}
+
+#define TEST(test) cmocka_unit_test_setup_teardown(test, make_folder, remove_folder)
+
+int main(void) {
+  const struct CMUnitTest tests[] = {
+      TEST(a_snapshot_is_the_database_at_its_index),
+      TEST(what_is_written_later_is_in_the_next_one_only),
+      TEST(who_would_wait_for_itself_and_what_is_empty_is_refused),
+      TEST(snapshots_under_load_show_one_state_each),
+      TEST(a_heavy_log_is_compacted_behind_a_snapshot),
+      TEST(a_lost_or_changed_database_is_made_from_the_snapshot_and_the_log),
+      TEST(a_damaged_snapshot_is_done_without_if_the_log_suffices),
+      TEST(a_damaged_snapshot_that_is_needed_is_named_with_the_offset),
+      TEST(a_lost_snapshot_that_is_needed_is_missed),
+      TEST(a_snapshot_that_fails_is_told_and_nothing_is_forgotten),
+      TEST(a_stop_does_not_wait_for_a_snapshot),
+  };
+  if (balsa_init() != SQLITE_OK) return 1;
+  return cmocka_run_group_tests_name("node_snapshot", tests, NULL, NULL);
+}

@@ -74,14 +74,16 @@ bool connection_queue(struct connection *connection, const struct raft_message *
   uint32_t head_size, length;
   if (!wire_message_size(message, entries, &head_size, &length)) return false;
   if (connection->queued_bytes + length > RAFT_SEND_QUEUE_MAX) return false;
-  struct frame *frame = frame_new(head_size, length, message->n_entries);
+  uint32_t n_payloads = wire_payloads(message);
+  struct frame *frame = frame_new(head_size, length, n_payloads);
   if (frame == NULL) return false;
   wire_encode_message(message, entries, length, frame->head);
-  for (uint32_t i = 0; i < message->n_entries; i++)
+  for (uint32_t i = 0; i < n_payloads; i++)
     if (raft_entry_size(&entries[i])) frame->payloads[frame->n_payloads++] = raft_payload_ref(entries[i].payload);
   connection->queued_bytes += length;
-  /* APPENDs stay in order among each other, also those without entries: one that overtakes is refused. */
-  frames_add(message->type == RAFT_APPEND ? &connection->bulk : &connection->urgent, frame);
+  /* APPENDs stay in order among each other, also those without entries: one that overtakes is refused. So do chunks. */
+  bool is_bulk = message->type == RAFT_APPEND || message->type == RAFT_SNAPSHOT;
+  frames_add(is_bulk ? &connection->bulk : &connection->urgent, frame);
   return true;
 }
 

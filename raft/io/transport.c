@@ -450,7 +450,8 @@ static void accepted_message(struct connection *connection, const uint8_t *frame
   struct raft_entry *entries = NULL;
   struct raft_entry_meta *metas = NULL;
   int error = wire_decode_message(frame, length, &message);
-  size_t n = message.n_entries ? message.n_entries : 1;
+  uint32_t n_payloads = wire_payloads(&message);
+  size_t n = n_payloads ? n_payloads : 1;
   if (error == RAFT_OK) {
     entries = malloc(n * sizeof *entries);
     metas = malloc(n * sizeof *metas);
@@ -460,8 +461,8 @@ static void accepted_message(struct connection *connection, const uint8_t *frame
     message.from = connection->hello.node;
     message.from_incarnation = connection->hello.incarnation;
     message.entries = message.n_entries ? metas : NULL;
-    if (is_calling(node)) node->methods->receive(node->ctx, &message, message.n_entries ? entries : NULL);
-    for (uint32_t i = 0; i < message.n_entries; i++) raft_payload_unref(entries[i].payload);
+    if (is_calling(node)) node->methods->receive(node->ctx, &message, n_payloads ? entries : NULL);
+    for (uint32_t i = 0; i < n_payloads; i++) raft_payload_unref(entries[i].payload);
   }
   free(entries);
   free(metas);

@@ -20,8 +20,9 @@
 
 #define RAFT_PROTOCOL_LOWEST 1
 #define RAFT_PROTOCOL_HIGHEST 1
-#define RAFT_FRAME_MAX (24u << 20)      /* bytes of one frame, header included */
-#define RAFT_SEND_QUEUE_MAX (32u << 20) /* bytes queued for one peer; more is dropped */
+#define RAFT_FRAME_MAX (24u << 20)         /* bytes of one frame, header included */
+#define RAFT_SEND_QUEUE_MAX (32u << 20)    /* bytes queued for one peer; more is dropped */
+#define RAFT_SNAPSHOT_CHUNK_MAX (1u << 20) /* bytes of a chunk of a snapshot */
 #define RAFT_TRANSPORT_TEXT_MAX 640
 
 struct raft_hello {
@@ -52,7 +53,8 @@ struct raft_transport_methods {
   void (*refused)(void *ctx, uint64_t node, const char *text);
   /*
   ** A message. from and from_incarnation are those of the Hello. APPEND: entries[0 … message->n_entries)
-  ** with payloads; references stay the transport's, take your own.
+  ** with payloads; references stay the transport's, take your own. SNAPSHOT: the chunk is the payload of entries[0], of
+  ** which nothing else is set; NULL if it has no bytes.
   */
   void (*receive)(void *ctx, const struct raft_message *message, const struct raft_entry *entries);
   /* raft_transport_wake was called, or the time of raft_transport_wake_at came. */
@@ -82,7 +84,8 @@ const char *raft_transport_address(const struct raft_transport_node *node);
 int raft_transport_set_peer(struct raft_transport_node *node, uint64_t id, const char *address);
 
 /*
-** Queues a message for a peer; entries are referenced, not copied. Any thread, never blocks: without
+** Queues a message for a peer; entries are referenced, not copied (SNAPSHOT: entries[0], as above, unless the chunk is
+** empty). Any thread, never blocks: without
 ** a connection, or with RAFT_SEND_QUEUE_MAX queued, it is dropped (returns false). Heartbeats,
 ** votes and their results go before queued entries.
 */

@@ -48,6 +48,15 @@
 **   88     8  hint_term
 **   96     8  round
 **  104     8  context
+**
+** Of a SNAPSHOT and its result these differ:
+**
+**   20     4  bytes of the chunk, which is the payload
+**   72     8  offset
+**   80     8  size of the whole file
+**
+** Then:
+**
 **  112     …  entry headers (entry.h), 72 bytes each: the end of the head; then their payloads
 **
 ** Who sends it is known from the Hello of the connection and is not repeated.
@@ -169,10 +178,26 @@ int wire_decode_refusal(const uint8_t *frame, uint32_t length, char *text) {
 
 /* ---- Messages ---- */
 
+static bool is_snapshot(uint8_t type) {
+  return type == RAFT_SNAPSHOT || type == RAFT_SNAPSHOT_RESULT;
+}
+
+uint32_t wire_payloads(const struct raft_message *message) {
+  return message->type == RAFT_SNAPSHOT ? message->chunk_bytes > 0 : message->n_entries;
+}
+
+static bool chunk_size(const struct raft_message *message, const struct raft_entry *entries, uint32_t *length) {
+  *length = MESSAGE_FIXED + message->chunk_bytes;
+  if (message->chunk_bytes == 0) return true;
+  return message->type == RAFT_SNAPSHOT && message->chunk_bytes <= RAFT_SNAPSHOT_CHUNK_MAX &&
+         raft_entry_size(&entries[0]) == message->chunk_bytes;
+}
+
 bool wire_message_size(const struct raft_message *message, const struct raft_entry *entries, uint32_t *head_size,
                        uint32_t *length) {
   uint64_t size = MESSAGE_FIXED + (uint64_t)message->n_entries * RAFT_ENTRY_HEADER_SIZE;
   *head_size = (uint32_t)size;
+  if (is_snapshot(message->type)) return message->n_entries == 0 && chunk_size(message, entries, length);
   for (uint32_t i = 0; i < message->n_entries && size <= RAFT_FRAME_MAX; i++) size += raft_entry_size(&entries[i]);
   *length = (uint32_t)size;
   return size <= RAFT_FRAME_MAX;
@@ -184,14 +209,14 @@ void wire_encode_message(const struct raft_message *message, const struct raft_e
   head[16] = message->type;
   head[17] = message->reject;
   le16_put(head + 18, 0);
-  le32_put(head + 20, message->n_entries);
+  le32_put(head + 20, is_snapshot(message->type) ? message->chunk_bytes : message->n_entries);
   le64_put(head + 24, message->to);
   memcpy(head + 32, message->to_incarnation.bytes, RAFT_UUID_SIZE);
   le64_put(head + 48, message->term);
   le64_put(head + 56, message->index);
   le64_put(head + 64, message->log_term);
-  le64_put(head + 72, message->commit);
-  le64_put(head + 80, message->hint_index);
+  le64_put(head + 72, is_snapshot(message->type) ? message->offset : message->commit);
+  le64_put(head + 80, is_snapshot(message->type) ? message->size_bytes : message->hint_index);
   le64_put(head + 88, message->hint_term);
   le64_put(head + 96, message->round);
   le64_put(head + 104, message->context);
@@ -199,29 +224,42 @@ void wire_encode_message(const struct raft_message *message, const struct raft_e
   for (uint32_t i = 0; i < message->n_entries; i++, at += RAFT_ENTRY_HEADER_SIZE)
     raft_entry_encode_header(&entries[i], head + at);
   uint64_t checksum = head_checksum(head, at);
-  for (uint32_t i = 0; i < message->n_entries; i++)
+  for (uint32_t i = 0; i < wire_payloads(message); i++)
     if (raft_entry_size(&entries[i])) checksum = XXH64(entries[i].payload->bytes, entries[i].payload->size, checksum);
   le64_put(head + 8, checksum);
+}
+
+/* Does what follows the fixed part fit its type and number? Only an APPEND has entries, only a SNAPSHOT a chunk. */
+static bool tail_fits(uint8_t type, uint32_t n, uint32_t size) {
+  switch (type) {
+  case RAFT_APPEND: return n <= size / RAFT_ENTRY_HEADER_SIZE;
+  case RAFT_SNAPSHOT: return n == size && n <= RAFT_SNAPSHOT_CHUNK_MAX;
+  default: return n == 0 && size == 0;
+  }
 }
 
 int wire_decode_message(const uint8_t *frame, uint32_t length, struct raft_message *message) {
   *message = (struct raft_message){0};
   if (length < MESSAGE_FIXED || frame[4] != WIRE_MESSAGE) return RAFT_INVALID;
-  uint32_t n_entries = le32_get(frame + 20);
-  if (frame[16] < RAFT_PRE_VOTE || frame[16] > RAFT_READ_INDEX_RESULT || frame[17] > 1 || le16_get(frame + 18) != 0)
+  if (frame[16] < RAFT_PRE_VOTE || frame[16] > RAFT_SNAPSHOT_RESULT || frame[17] > 1 || le16_get(frame + 18) != 0)
     return RAFT_INVALID;
-  if (n_entries > (length - MESSAGE_FIXED) / RAFT_ENTRY_HEADER_SIZE) return RAFT_INVALID;
-  if (frame[16] != RAFT_APPEND && length != MESSAGE_FIXED) return RAFT_INVALID;
+  if (!tail_fits(frame[16], le32_get(frame + 20), length - MESSAGE_FIXED)) return RAFT_INVALID;
   message->type = frame[16];
   message->reject = frame[17];
-  message->n_entries = n_entries;
   message->to = le64_get(frame + 24);
   memcpy(message->to_incarnation.bytes, frame + 32, RAFT_UUID_SIZE);
   message->term = le64_get(frame + 48);
   message->index = le64_get(frame + 56);
   message->log_term = le64_get(frame + 64);
-  message->commit = le64_get(frame + 72);
-  message->hint_index = le64_get(frame + 80);
+  if (is_snapshot(message->type)) {
+    message->chunk_bytes = le32_get(frame + 20);
+    message->offset = le64_get(frame + 72);
+    message->size_bytes = le64_get(frame + 80);
+  } else {
+    message->n_entries = le32_get(frame + 20);
+    message->commit = le64_get(frame + 72);
+    message->hint_index = le64_get(frame + 80);
+  }
   message->hint_term = le64_get(frame + 88);
   message->round = le64_get(frame + 96);
   message->context = le64_get(frame + 104);
@@ -247,11 +285,22 @@ static bool entries_are_whole(const uint8_t *frame, uint32_t length, const struc
   return at == length && checksum == le64_get(frame + 8);
 }
 
+static bool chunk_is_whole(const uint8_t *frame, const struct raft_message *message, struct raft_entry *entries,
+                           struct raft_entry_meta *metas) {
+  uint64_t checksum = head_checksum(frame, MESSAGE_FIXED);
+  if (message->chunk_bytes == 0) return checksum == le64_get(frame + 8);
+  entries[0] = (struct raft_entry){0};
+  metas[0] = (struct raft_entry_meta){.size = message->chunk_bytes};
+  return XXH64(frame + MESSAGE_FIXED, message->chunk_bytes, checksum) == le64_get(frame + 8);
+}
+
 int wire_decode_entries(const uint8_t *frame, uint32_t length, const struct raft_message *message,
                         struct raft_entry *entries, struct raft_entry_meta *metas) {
-  if (!entries_are_whole(frame, length, message, entries, metas)) return RAFT_INVALID;
+  bool is_whole = is_snapshot(message->type) ? chunk_is_whole(frame, message, entries, metas)
+                                             : entries_are_whole(frame, length, message, entries, metas);
+  if (!is_whole) return RAFT_INVALID;
   const uint8_t *bytes = frame + MESSAGE_FIXED + (size_t)message->n_entries * RAFT_ENTRY_HEADER_SIZE;
-  for (uint32_t i = 0; i < message->n_entries; i++) {
+  for (uint32_t i = 0; i < wire_payloads(message); i++) {
     if (metas[i].size == 0) continue;
     entries[i].payload = raft_payload_new(metas[i].size);
     if (entries[i].payload == NULL) {

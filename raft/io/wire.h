@@ -27,16 +27,19 @@ int wire_decode_hello(const uint8_t *frame, uint32_t length, struct raft_hello *
 int wire_decode_refusal(const uint8_t *frame, uint32_t length, char *text);
 
 /*
-** A message is sent as its head, of this many bytes, followed by the payloads of its entries in order.
-** *length is the whole frame's; false if that exceeds RAFT_FRAME_MAX.
+** A message is sent as its head, of this many bytes, followed by its payloads in order: those of its entries, or the
+** chunk of a SNAPSHOT, which is entries[0]'s. *length is the whole frame's; false if that exceeds RAFT_FRAME_MAX, or the
+** chunk is too long or not what the message says.
 */
 bool wire_message_size(const struct raft_message *message, const struct raft_entry *entries, uint32_t *head_size,
                        uint32_t *length);
 void wire_encode_message(const struct raft_message *message, const struct raft_entry *entries, uint32_t length,
                          uint8_t *head);
+/* Payloads that may come with a message: n_entries, or 1 for a chunk. */
+uint32_t wire_payloads(const struct raft_message *message);
 /*
 ** The message without its entries; from and from_incarnation stay zero. n_entries fits the frame. Then, with
-** room for n_entries: the entries with payloads (the caller unrefs them; none on failure), and their metas.
+** room for wire_payloads(): the entries with payloads (the caller unrefs them; none on failure), and their metas.
 */
 int wire_decode_message(const uint8_t *frame, uint32_t length, struct raft_message *message);
 int wire_decode_entries(const uint8_t *frame, uint32_t length, const struct raft_message *message,

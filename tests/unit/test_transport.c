@@ -84,7 +84,11 @@ static void on_receive(void *ctx, const struct raft_message *message, const stru
   pthread_mutex_lock(&side->mutex);
   assert_false(side->detached);
   while (side->blocks) pthread_cond_wait(&side->changed, &side->mutex);
-  if (message->n_entries) forget_last(side);
+  if (message->n_entries || message->chunk_bytes) forget_last(side);
+  if (message->chunk_bytes) {
+    side->last[0] = entries[0];
+    side->last[side->n_last++].payload = raft_payload_ref(entries[0].payload);
+  }
   for (uint32_t i = 0; i < message->n_entries && i < 8; i++) {
     side->last[side->n_last] = entries[i];
     raft_payload_ref(side->last[side->n_last++].payload);
@@ -335,6 +339,39 @@ static void a_heartbeat_overtakes_queued_entries_and_appends_stay_in_order(void 
   }
   assert_in_range(heartbeat_at, 1, n - 10);
   raft_payload_unref(entry.payload);
+  side_close(a);
+  side_close(b);
+}
+
+static void chunks_of_a_snapshot_arrive_whole_and_in_order(void **state) {
+  (void)state;
+  static const uint32_t sizes[] = {0, 1, RAFT_SNAPSHOT_CHUNK_MAX, 777};
+  struct side *a = side_new(1), *b = side_new(2);
+  introduce(a, b);
+  uint64_t offset = 0;
+  for (unsigned i = 0; i < 4; i++) {
+    struct raft_entry entry = entry_make(i, sizes[i]);
+    struct raft_message message = message_to(b, RAFT_SNAPSHOT, 5);
+    message.offset = offset;
+    message.size_bytes = UINT64_C(1) << 40;
+    message.chunk_bytes = sizes[i];
+    send_soon(a, &message, sizes[i] ? &entry : NULL);
+    await(b, &b->n_received, i + 1);
+    assert_int_equal(b->seen[i].offset, offset);
+    assert_int_equal(b->seen[i].size_bytes, UINT64_C(1) << 40);
+    assert_int_equal(b->seen[i].chunk_bytes, sizes[i]);
+    if (sizes[i]) assert_int_equal(raft_entry_size(&b->last[0]), sizes[i]);
+    if (sizes[i]) assert_memory_equal(b->last[0].payload->bytes, entry.payload->bytes, sizes[i]);
+    offset += sizes[i];
+    raft_payload_unref(entry.payload);
+  }
+  struct raft_message answer = message_to(a, RAFT_SNAPSHOT_RESULT, 5);
+  answer.offset = offset;
+  answer.context = 9;
+  send_soon(b, &answer, NULL);
+  await(a, &a->n_received, 1);
+  assert_int_equal(a->seen[0].offset, offset);
+  assert_int_equal(a->seen[0].context, 9);
   side_close(a);
   side_close(b);
 }
@@ -671,6 +708,7 @@ int main(void) {
       cmocka_unit_test(names_and_ipv6_addresses_can_be_dialled),
       cmocka_unit_test(entries_of_all_sizes_arrive_whole),
       cmocka_unit_test(a_heartbeat_overtakes_queued_entries_and_appends_stay_in_order),
+      cmocka_unit_test(chunks_of_a_snapshot_arrive_whole_and_in_order),
       cmocka_unit_test(a_message_that_is_too_large_is_dropped),
       cmocka_unit_test(who_is_refused_gets_the_sentence_and_tries_again),
       cmocka_unit_test(the_dialler_may_refuse_as_well_and_the_other_side_gets_to_know),

@@ -46,7 +46,7 @@ static uint8_t *encode(const struct raft_message *message, const struct raft_ent
   assert_non_null(frame);
   wire_encode_message(message, entries, *length, frame);
   uint32_t at = head_size;
-  for (uint32_t i = 0; i < message->n_entries; i++) {
+  for (uint32_t i = 0; i < wire_payloads(message); i++) {
     if (raft_entry_size(&entries[i]) == 0) continue;
     memcpy(frame + at, entries[i].payload->bytes, entries[i].payload->size);
     at += entries[i].payload->size;
@@ -64,15 +64,15 @@ static int decode(const uint8_t *frame, uint32_t length, struct raft_message *me
   *metas = NULL;
   if (wire_decode_header(frame, RAFT_FRAME_MAX, &type, &told) != RAFT_OK || told != length) return RAFT_INVALID;
   if (type != WIRE_MESSAGE || wire_decode_message(frame, length, message) != RAFT_OK) return RAFT_INVALID;
-  assert_true(message->n_entries <= length / RAFT_ENTRY_HEADER_SIZE);
-  *entries = malloc((message->n_entries + 1) * sizeof **entries);
-  *metas = malloc((message->n_entries + 1) * sizeof **metas);
+  assert_true(message->n_entries <= length / RAFT_ENTRY_HEADER_SIZE && message->chunk_bytes <= length);
+  *entries = malloc((wire_payloads(message) + 1) * sizeof **entries);
+  *metas = malloc((wire_payloads(message) + 1) * sizeof **metas);
   assert_true(*entries && *metas);
   return wire_decode_entries(frame, length, message, *entries, *metas);
 }
 
 static struct raft_message random_message(uint64_t *random, uint32_t n_entries) {
-  struct raft_message message = {.type = n_entries ? RAFT_APPEND : (uint8_t)(1 + draw(random) % 10),
+  struct raft_message message = {.type = n_entries ? RAFT_APPEND : (uint8_t)(1 + draw(random) % 12),
                                  .reject = draw(random) % 2,
                                  .to = draw(random),
                                  .term = draw(random),
@@ -85,6 +85,28 @@ static struct raft_message random_message(uint64_t *random, uint32_t n_entries) 
                                  .context = draw(random),
                                  .n_entries = n_entries};
   for (int i = 0; i < RAFT_UUID_SIZE; i++) message.to_incarnation.bytes[i] = (uint8_t)draw(random);
+  if (message.type == RAFT_SNAPSHOT || message.type == RAFT_SNAPSHOT_RESULT) {
+    message.commit = message.hint_index = 0; /* they have something else in their place */
+    message.offset = draw(random);
+    message.size_bytes = draw(random);
+  }
+  return message;
+}
+
+static void unref_all(struct raft_entry *entries, uint32_t n) {
+  for (uint32_t i = 0; i < n; i++) raft_payload_unref(entries[i].payload);
+}
+
+/* A SNAPSHOT with its chunk, in entries[0]. */
+static struct raft_message random_chunk(uint64_t *random, struct raft_entry *entry) {
+  struct raft_message message = random_message(random, 0);
+  message.type = RAFT_SNAPSHOT;
+  message.commit = message.hint_index = 0;
+  message.offset = draw(random);
+  message.size_bytes = draw(random);
+  message.chunk_bytes = draw(random) % 5 ? (uint32_t)(draw(random) % 3000) : 0;
+  *entry = (struct raft_entry){.payload = message.chunk_bytes ? raft_payload_new(message.chunk_bytes) : NULL};
+  for (uint32_t i = 0; i < message.chunk_bytes; i++) entry->payload->bytes[i] = (uint8_t)draw(random);
   return message;
 }
 
@@ -94,7 +116,8 @@ static void check_same(const struct raft_message *a, const struct raft_message *
   assert_int_equal(a->reject, b->reject);
   assert_int_equal(a->to, b->to);
   assert_memory_equal(&a->to_incarnation, &b->to_incarnation, sizeof a->to_incarnation);
-  assert_memory_equal(&a->term, &b->term, 8 * sizeof(uint64_t));
+  assert_memory_equal(&a->term, &b->term, 10 * sizeof(uint64_t)); /* … size_bytes */
+  assert_int_equal(a->chunk_bytes, b->chunk_bytes);
   assert_int_equal(a->n_entries, b->n_entries);
   for (uint32_t i = 0; i < a->n_entries; i++) {
     uint8_t one[RAFT_ENTRY_HEADER_SIZE], two[RAFT_ENTRY_HEADER_SIZE];
@@ -106,10 +129,6 @@ static void check_same(const struct raft_message *a, const struct raft_message *
     assert_int_equal(metas[i].size, raft_entry_size(&x[i]));
     assert_int_equal(metas[i].type, x[i].type);
   }
-}
-
-static void unref_all(struct raft_entry *entries, uint32_t n) {
-  for (uint32_t i = 0; i < n; i++) raft_payload_unref(entries[i].payload);
 }
 
 static void messages_come_back_as_they_were(void **state) {
@@ -130,6 +149,62 @@ static void messages_come_back_as_they_were(void **state) {
     free(metas);
     free(frame);
   }
+}
+
+static void chunks_of_a_snapshot_come_back_as_they_were(void **state) {
+  uint64_t random = 5;
+  (void)state;
+  for (int round = 0; round < 500; round++) {
+    struct raft_entry entry, *decoded;
+    struct raft_entry_meta *metas;
+    uint32_t length;
+    struct raft_message message = random_chunk(&random, &entry), back;
+    uint8_t *frame = encode(&message, &entry, &length);
+    assert_int_equal(decode(frame, length, &back, &decoded, &metas), RAFT_OK);
+    check_same(&message, &back, NULL, NULL, NULL);
+    if (message.chunk_bytes) assert_memory_equal(decoded[0].payload->bytes, entry.payload->bytes, message.chunk_bytes);
+    uint32_t at = (uint32_t)(draw(&random) % length);
+    unref_all(decoded, wire_payloads(&back));
+    free(decoded);
+    free(metas);
+    frame[at] ^= (uint8_t)(1 << draw(&random) % 8);
+    assert_int_equal(decode(frame, length, &back, &decoded, &metas), RAFT_INVALID);
+    raft_payload_unref(entry.payload);
+    free(decoded);
+    free(metas);
+    free(frame);
+  }
+}
+
+static void a_chunk_that_is_too_long_or_not_what_its_message_says_is_refused(void **state) {
+  uint64_t random = 6;
+  uint32_t head_size, length;
+  struct raft_entry entry, *decoded;
+  struct raft_entry_meta *metas;
+  struct raft_message message = random_chunk(&random, &entry), back;
+  (void)state;
+  raft_payload_unref(entry.payload);
+  entry.payload = raft_payload_new(RAFT_SNAPSHOT_CHUNK_MAX + 1);
+  memset(entry.payload->bytes, 1, RAFT_SNAPSHOT_CHUNK_MAX + 1);
+  message.chunk_bytes = RAFT_SNAPSHOT_CHUNK_MAX + 1;
+  assert_false(wire_message_size(&message, &entry, &head_size, &length));
+  message.chunk_bytes = RAFT_SNAPSHOT_CHUNK_MAX;
+  assert_false(wire_message_size(&message, &entry, &head_size, &length)); /* there are more bytes */
+  entry.payload->size = RAFT_SNAPSHOT_CHUNK_MAX;
+  uint8_t *frame = encode(&message, &entry, &length);
+  assert_int_equal(decode(frame, length, &back, &decoded, &metas), RAFT_OK);
+  unref_all(decoded, 1);
+  free(decoded);
+  free(metas);
+  for (int wrong = 0; wrong < 3; wrong++) {
+    uint32_t chunk = RAFT_SNAPSHOT_CHUNK_MAX - 1;
+    if (wrong == 0) memcpy(frame + 20, &chunk, 4); /* fewer than there are */
+    if (wrong == 1) frame[16] = RAFT_SNAPSHOT_RESULT;
+    if (wrong == 2) frame[16] = RAFT_HEARTBEAT;
+    assert_int_equal(wire_decode_message(frame, length, &back), RAFT_INVALID);
+  }
+  raft_payload_unref(entry.payload);
+  free(frame);
 }
 
 static void a_flipped_bit_anywhere_is_noticed(void **state) {
@@ -160,8 +235,10 @@ static void whatever_a_peer_sends_is_decoded_or_refused(void **state) {
     struct raft_entry entries[4], *decoded;
     struct raft_entry_meta *metas;
     uint32_t n = (uint32_t)(draw(&random) % 4), length;
-    struct raft_message message = random_message(&random, n), back;
-    for (uint32_t i = 0; i < n; i++) entries[i] = random_entry(&random, message.index + 1 + i);
+    bool is_chunk = draw(&random) % 4 == 0;
+    struct raft_message message = is_chunk ? random_chunk(&random, entries) : random_message(&random, n), back;
+    if (is_chunk) n = 1;
+    for (uint32_t i = 0; i < n && !is_chunk; i++) entries[i] = random_entry(&random, message.index + 1 + i);
     uint8_t *frame = encode(&message, entries, &length);
     for (uint64_t i = draw(&random) % 4; i < 4; i++) {
       uint64_t value = draw(&random) % 3 ? draw(&random) : draw(&random) % 300;
@@ -175,7 +252,7 @@ static void whatever_a_peer_sends_is_decoded_or_refused(void **state) {
     assert_non_null(cut);
     memcpy(cut, frame, shorter);
     memcpy(cut, &shorter, 4);
-    if (decode(cut, shorter, &back, &decoded, &metas) == RAFT_OK) unref_all(decoded, back.n_entries);
+    if (decode(cut, shorter, &back, &decoded, &metas) == RAFT_OK) unref_all(decoded, wire_payloads(&back));
     struct raft_hello hello;
     char text[RAFT_TRANSPORT_TEXT_MAX];
     assert_int_equal(wire_decode_hello(cut, shorter, &hello), RAFT_INVALID);
@@ -270,6 +347,8 @@ static void entries_that_do_not_follow_each_other_are_refused(void **state) {
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(messages_come_back_as_they_were),
+      cmocka_unit_test(chunks_of_a_snapshot_come_back_as_they_were),
+      cmocka_unit_test(a_chunk_that_is_too_long_or_not_what_its_message_says_is_refused),
       cmocka_unit_test(a_flipped_bit_anywhere_is_noticed),
       cmocka_unit_test(whatever_a_peer_sends_is_decoded_or_refused),
       cmocka_unit_test(greetings_come_back_as_they_were),

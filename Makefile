@@ -307,7 +307,7 @@ $(OUT)/bench/bench: $(BENCH_OBJECTS) $(OUT)/libbalsa.a
 
 C_FILES := $(sort $(wildcard raft/*.[ch] raft/io/*.[ch] vfs/*.[ch] snapshot/*.[ch] ext/*.[ch] shell/*.[ch] \
   tests/*/*.[ch] bench/*.[ch]))
-LINT_CFLAGS := -std=gnu11 -D_GNU_SOURCE -DSQLITE_CORE -I.
+LINT_CFLAGS := -std=gnu11 -D_GNU_SOURCE -DSQLITE_CORE -I. -Iext
 .PHONY: lint lint-format lint-tidy lint-cppcheck format
 lint:
 	@sh tests/deps.sh --if-missing build lint

@@ -43,7 +43,7 @@ struct statements {
 
 static struct statements count_statements(const struct vfs_connection *connection) {
   struct statements found = {0};
-  if (!connection->handle) return found;
+  if (!connection->handle || atomic_load(&connection->has_shared_cache)) return found;
   for (sqlite3_stmt *at = sqlite3_next_stmt(connection->handle, NULL); at; at = sqlite3_next_stmt(connection->handle, at)) {
     if (!sqlite3_stmt_busy(at)) continue;
     found.busy++;
@@ -65,6 +65,11 @@ static int lost_code(const struct vfs_connection *connection) {
   struct statements found = count_statements(connection);
   if (found.busy > 1) return VFS_SQLITE_LOST;
   return found.writing > 0 ? SQLITE_BUSY_SNAPSHOT : SQLITE_ABORT_ROLLBACK;
+}
+
+static int doomed_code(const struct vfs_connection *connection) {
+  bool is_shared = atomic_load(&connection->has_shared_cache);
+  return is_shared || !sqlite3_get_autocommit(connection->handle) ? VFS_SQLITE_LOST : lost_code(connection);
 }
 
 /* Does another Balsa database of the same SQLite connection hold a ticket? Then waiting here could wait for ourselves. */
@@ -95,7 +100,7 @@ static bool is_wal_file(sqlite3 *handle, const char *schema) {
 static bool writes_other_file(struct vfs_connection *connection, bool is_begin) {
   sqlite3 *handle = connection->handle;
   bool before_own = true;
-  if (!handle || !sqlite3_db_name(handle, 1)) return false;
+  if (!handle || atomic_load(&connection->has_shared_cache) || !sqlite3_db_name(handle, 1)) return false;
   for (int i = 0;; i++) {
     const char *schema = sqlite3_db_name(handle, i);
     if (!schema) return false;
@@ -212,26 +217,45 @@ static bool is_doomed(const struct vfs_connection *connection) {
 
 /*
 ** A write transaction that ended without a commit leaves what it read in SQLite's cache, and one that changed
-** nothing commits what it saw: it waits for that here, and if this times out, at its next read lock.
+** nothing commits what it saw: it waits for that here, and if this times out, at its next read lock. true: committed.
 */
-static void settle_seen(struct vfs_connection *connection, uint64_t sequence) {
-  if (sequence == 0) return;
-  switch (vfs_wait_sequence(connection->database, sequence, deadline_of(connection))) {
+static bool settle_seen(struct vfs_connection *connection, uint64_t sequence, uint64_t deadline) {
+  if (sequence == 0) return true;
+  switch (vfs_wait_sequence(connection->database, sequence, deadline)) {
     case VFS_FATE_COMMITTED:
       connection->unsettled = 0;
-      break;
+      return true;
     case VFS_FATE_LOST:
       connection->unsettled = 0; /* the header has changed: SQLite drops its cache */
       connection->pending = VFS_PENDING_LOST;
       connection->pending_sequence = sequence;
-      break;
+      return false;
     default:
       connection->unsettled = sequence;
       connection->pending = VFS_PENDING_UNKNOWN;
+      return false;
   }
 }
 
+static uint64_t newest_in_flight(struct vfs_database *database) {
+  pthread_mutex_lock(&database->mutex);
+  vfs_settle(database);
+  uint64_t sequence = database->in_flight_count > 0 ? vfs_newest_sequence(database) : 0;
+  pthread_mutex_unlock(&database->mutex);
+  return sequence;
+}
+
 /* ---- READ locks ---- */
+
+/*
+** In a cache that several SQLite connections share, one would read what another's write transaction has read of
+** speculation, and by the file alone nobody knows whose statement asks.
+*/
+static int refuse_shared_cache(struct vfs_connection *connection) {
+  vfs_connection_fail(connection, "%s: connections to a replicated database cannot share a cache; open them without cache=shared",
+                      connection->database->path);
+  return SQLITE_ERROR;
+}
 
 /* A writing statement reserves the ticket before SQLite chooses its snapshot. */
 static void reserve(struct vfs_connection *connection) {
@@ -249,8 +273,9 @@ static int read_lock(struct vfs_connection *connection, int offset, int flags) {
     return connection->real->pMethods->xShmLock(connection->real, offset, 1, flags);
   }
   if (atomic_load(&database->stopped) || atomic_load(&database->wal_failed)) return SQLITE_IOERR;
+  if (atomic_load(&connection->has_shared_cache)) return refuse_shared_cache(connection);
   if (connection->unsettled) {
-    settle_seen(connection, connection->unsettled);
+    settle_seen(connection, connection->unsettled, deadline_of(connection));
     /* Not SQLITE_BUSY: SQLite would try a hundred times. */
     if (connection->unsettled) return SQLITE_BUSY_TIMEOUT;
   }
@@ -268,8 +293,13 @@ static int read_lock(struct vfs_connection *connection, int offset, int flags) {
   }
   connection->read_lock = offset;
   connection->snapshot = after;
-  if (connection->reserved) connection->gate = 0;
-  else vfs_gate_arm(connection);
+  if (!connection->reserved) {
+    vfs_gate_arm(connection);
+    return SQLITE_OK;
+  }
+  connection->gate = 0;
+  connection->base_sequence = newest_in_flight(database);
+  vfs_ticket_reserve(&database->ticket, connection);
   return SQLITE_OK;
 }
 
@@ -283,14 +313,14 @@ static int read_unlock(struct vfs_connection *connection, int offset, int flags)
     return code;
   }
   connection->refusal = VFS_OK;
-  if (!still_reserved(connection)) return code;
-  /* It was no writer of this database after all. */
-  pthread_mutex_lock(&database->mutex);
-  vfs_settle(database);
-  uint64_t seen = connection->saw_speculation && database->in_flight_count > 0 ? vfs_newest_sequence(database) : 0;
-  pthread_mutex_unlock(&database->mutex);
-  give_ticket(connection);
-  settle_seen(connection, seen);
+  uint64_t seen = connection->saw_speculation ? connection->base_sequence : 0;
+  connection->saw_speculation = false;
+  uint64_t deadline = 0; /* who has no reservation any more has waited at its gate, or was refused */
+  if (still_reserved(connection)) { /* it was no writer of this database after all */
+    give_ticket(connection);
+    deadline = deadline_of(connection);
+  }
+  settle_seen(connection, seen, deadline);
   return code;
 }
 
@@ -302,10 +332,7 @@ static int write_grant(struct vfs_connection *connection) {
     give_ticket(connection);
     return SQLITE_ERROR;
   }
-  pthread_mutex_lock(&database->mutex);
-  vfs_settle(database);
-  connection->base_sequence = database->in_flight_count > 0 ? vfs_newest_sequence(database) : 0;
-  pthread_mutex_unlock(&database->mutex);
+  connection->base_sequence = newest_in_flight(database);
   connection->reserved = false;
   connection->writing = true;
   connection->gate = 0;
@@ -314,6 +341,7 @@ static int write_grant(struct vfs_connection *connection) {
   if (code == SQLITE_OK && connection->strict && connection->base_sequence)
     code = wait_with_ticket(connection, connection->base_sequence, deadline_of(connection));
   if (code != SQLITE_OK) give_ticket(connection);
+  else connection->saw_speculation = false; /* from here on base_sequence is settled with the transaction */
   return code;
 }
 
@@ -356,8 +384,12 @@ static int write_unlock(struct vfs_connection *connection) {
   connection->pending = VFS_PENDING_NONE;
   int code = vfs_capture(connection);
   bool changed_nothing = code == SQLITE_OK && connection->pending == VFS_PENDING_NONE;
+  /* Cursors keep the read lock, which is at this transaction's end now: it may go on to write from there. */
+  if (connection->pending == VFS_PENDING_COMMIT) connection->snapshot = connection->database->header;
   give_ticket(connection);
-  if (changed_nothing) settle_seen(connection, connection->base_sequence);
+  /* Nor may such a cursor show more of what is not committed. */
+  if (changed_nothing && !settle_seen(connection, connection->base_sequence, deadline_of(connection)))
+    connection->gate = connection->base_sequence;
   return code;
 }
 
@@ -444,13 +476,13 @@ static int before_read(struct vfs_connection *connection, bool is_first_page) {
   if (atomic_load(&database->wal_failed) && connection->read_lock) return SQLITE_IOERR;
   if (is_doomed(connection)) {
     vfs_connection_fail(connection, "the transaction is lost: leadership ended while it was open; run it again");
-    return sqlite3_get_autocommit(connection->handle) ? lost_code(connection) : VFS_SQLITE_LOST;
+    return doomed_code(connection);
   }
   if (connection->reserved && !connection->writing) {
     if (is_first_page) {
       connection->saw_speculation = true;
     } else {
-      vfs_gate_arm(connection);
+      connection->gate = connection->base_sequence;
       give_ticket(connection);
     }
   }
@@ -578,6 +610,7 @@ static int main_control(sqlite3_file *file, int op, void *argument) {
   switch (op) {
     case SQLITE_FCNTL_PDB:
       pthread_mutex_lock(&connections_mutex);
+      if (connection->handle && connection->handle != *(sqlite3 **)argument) atomic_store(&connection->has_shared_cache, true);
       connection->handle = *(sqlite3 **)argument;
       pthread_mutex_unlock(&connections_mutex);
       return SQLITE_OK;
@@ -705,7 +738,7 @@ static int wal_write(sqlite3_file *file, const void *bytes, int amount, sqlite3_
   struct vfs_database *database = connection->database;
   if (is_doomed(connection) || atomic_load(&database->stopped)) {
     vfs_connection_fail(connection, "the transaction is lost: leadership ended while it was open; run it again");
-    return sqlite3_get_autocommit(connection->handle) ? lost_code(connection) : VFS_SQLITE_LOST;
+    return doomed_code(connection);
   }
   if (amount == VFS_WAL_FRAME_HEADER_SIZE) {
     uint32_t frame = frame_at(database, offset);

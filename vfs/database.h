@@ -110,6 +110,7 @@ struct vfs_connection {
   struct vfs_database *database;
   sqlite3_file *real;
   sqlite3 *handle; /* by SQLITE_FCNTL_PDB */
+  atomic_bool has_shared_cache; /* of several SQLite connections: refused, `handle` counts no more */
   struct vfs_connection *next; /* all of the process */
 
   int read_lock; /* SQLite's shm offset, 0 none */
@@ -117,10 +118,10 @@ struct vfs_connection {
   bool retry_expected;  /* the header changed while it waited: SQLite will unlock and lock again */
   bool reserved;        /* has the ticket, WRITE not granted yet */
   bool writing;         /* WRITE granted */
-  bool saw_speculation; /* read page 1 under a mere reservation */
+  bool saw_speculation; /* read page 1 under a mere reservation, which shows base_sequence */
   int refusal;          /* enum vfs_error: the answer to the next request for WRITE */
   uint64_t epoch, generation;
-  uint64_t base_sequence; /* what it builds on */
+  uint64_t base_sequence; /* what it builds on, from its reservation on; 0: what is committed */
 
   uint64_t gate; /* sequence that its first read must wait for; 0 none */
   uint64_t unsettled; /* sequence that it read and whose fate was open at the last unlock; 0 none */

@@ -220,7 +220,7 @@ layers: $(CORE_OBJECTS)
 	+@$(call run_all,run-layers)
 
 asan:
-	+@$(PARALLEL) ASAN=1 unit trace
+	+@$(PARALLEL) ASAN=1 unit trace cluster CLUSTER="$(ASAN_CLUSTER)"
 
 tsan:
 	+@$(PARALLEL) TSAN=1 unit TESTS="$(THREADED_TESTS)"
@@ -256,6 +256,7 @@ CLUSTER_surface = surface.py
 # The interpreter must have the sanitizer's runtime before it loads a library that needs it.
 CLUSTER_PRELOAD := $(if $(ASAN),env LD_PRELOAD=$$($(CC) -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0) \
   $(if $(TSAN),env LD_PRELOAD=$$($(CC) -print-file-name=libtsan.so))
+ASAN_CLUSTER ?= kill cut
 CLUSTER ?= surface kill kill5 stop cut cutoffs outside followers clients
 cluster: $(OUT)/balsa.so
 	@$(BEGIN); status=0; \

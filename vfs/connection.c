@@ -35,6 +35,15 @@ static uint64_t deadline_of(const struct vfs_connection *connection) {
   return os_now(connection->database->os) + connection->timeout_ms * OS_MS;
 }
 
+/*
+** A forked child has the parent's WAL and wal-index in its hands, and a copy of what its threads knew when it was
+** forked: it does nothing at all, not even the roll-back that closing an open transaction would be.
+*/
+static int refuse_forked(struct vfs_connection *connection) {
+  vfs_connection_fail(connection, "this process was forked from one that uses Balsa; open databases after fork and exec");
+  return SQLITE_IOERR;
+}
+
 /* ---- What the connection's statements are doing ---- */
 
 struct statements {
@@ -397,6 +406,7 @@ static int shm_lock(sqlite3_file *file, int offset, int n, int flags) {
   struct vfs_connection *connection = connection_of(file);
   bool is_lock = (flags & SQLITE_SHM_LOCK) != 0;
   bool is_shared = (flags & SQLITE_SHM_SHARED) != 0;
+  if (vfs_is_forked_child()) return is_lock ? refuse_forked(connection) : SQLITE_OK;
   if (offset >= VFS_WAL_LOCK_READ(0)) {
     if (is_shared) return is_lock ? read_lock(connection, offset, flags) : read_unlock(connection, offset, flags);
   } else if (!is_shared) {
@@ -448,6 +458,7 @@ static int tell_unknown(struct vfs_connection *connection) {
 static int commit_phase_two(struct vfs_connection *connection) {
   struct vfs_database *database = connection->database;
   enum vfs_pending pending = connection->pending;
+  if (vfs_is_forked_child()) return refuse_forked(connection);
   connection->pending = VFS_PENDING_NONE;
   if (pending == VFS_PENDING_NONE) return SQLITE_OK;
   if (pending == VFS_PENDING_LOST) return tell_lost(connection);
@@ -491,6 +502,7 @@ static int before_read(struct vfs_connection *connection, bool is_first_page) {
 
 static int main_read(sqlite3_file *file, void *bytes, int amount, sqlite3_int64 offset) {
   struct vfs_connection *connection = connection_of(file);
+  if (vfs_is_forked_child()) return refuse_forked(connection);
   if (connection->gate || connection->reserved || connection->writing || atomic_load(&connection->database->stopped)) {
     int code = before_read(connection, offset < (sqlite3_int64)connection->database->page_size);
     if (code != SQLITE_OK) return code;
@@ -527,6 +539,7 @@ static int main_file_size(sqlite3_file *file, sqlite3_int64 *size) {
 static int main_lock(sqlite3_file *file, int level) {
   struct vfs_connection *connection = connection_of(file);
   struct vfs_database *database = connection->database;
+  if (vfs_is_forked_child()) return refuse_forked(connection);
   if (atomic_load(&database->stopped)) return SQLITE_IOERR;
   if (level > SQLITE_LOCK_SHARED) {
     if (atomic_load(&database->ready)) return SQLITE_BUSY;
@@ -544,6 +557,7 @@ static int main_lock(sqlite3_file *file, int level) {
 
 static int main_unlock(sqlite3_file *file, int level) {
   sqlite3_file *real = connection_of(file)->real;
+  if (vfs_is_forked_child()) return SQLITE_OK;
   return real->pMethods->xUnlock(real, level);
 }
 
@@ -656,6 +670,7 @@ static void main_shm_barrier(sqlite3_file *file) {
 static int main_shm_unmap(sqlite3_file *file, int delete_it) {
   (void)delete_it; /* the node's own handle keeps it */
   sqlite3_file *real = connection_of(file)->real;
+  if (vfs_is_forked_child()) return SQLITE_OK;
   return real->pMethods->xShmUnmap(real, 0);
 }
 
@@ -669,6 +684,7 @@ static void unregister(struct vfs_connection *connection) {
 
 static int main_close(sqlite3_file *file) {
   struct vfs_connection *connection = connection_of(file);
+  if (vfs_is_forked_child()) return SQLITE_OK; /* a thread that is gone may hold any of the locks on the way */
   if (connection->reserved || connection->writing) give_ticket(connection);
   unregister(connection);
   int code = connection->real->pMethods->xClose(connection->real);
@@ -723,6 +739,7 @@ static int wal_read(sqlite3_file *file, void *bytes, int amount, sqlite3_int64 o
   struct vfs_wal_file *wal = wal_of(file);
   struct vfs_connection *connection = wal->connection;
   struct vfs_database *database = connection->database;
+  if (vfs_is_forked_child()) return refuse_forked(connection);
   if (connection->gate || connection->reserved || connection->writing || atomic_load(&database->stopped)) {
     uint32_t frame = frame_at(database, offset);
     bool is_first_page = connection->reserved && frame && vfs_wal_frame_page(database->wal, frame) == 1;
@@ -736,6 +753,7 @@ static int wal_write(sqlite3_file *file, const void *bytes, int amount, sqlite3_
   struct vfs_wal_file *wal = wal_of(file);
   struct vfs_connection *connection = wal->connection;
   struct vfs_database *database = connection->database;
+  if (vfs_is_forked_child()) return refuse_forked(connection);
   if (is_doomed(connection) || atomic_load(&database->stopped)) {
     vfs_connection_fail(connection, "the transaction is lost: leadership ended while it was open; run it again");
     return doomed_code(connection);

@@ -170,6 +170,8 @@ struct vfs_wal_file {
 
 /* register.c: a connection is closed. */
 void vfs_database_detach(struct vfs_database *database);
+/* register.c: this process was forked from the one that uses the databases: its copies of locks and states are dead. */
+bool vfs_is_forked_child(void);
 
 /* database.c. Takes the ticket for the node's own work. */
 bool vfs_database_take(struct vfs_database *database, const void *holder, enum vfs_ticket_place place, uint64_t deadline);

@@ -298,6 +298,56 @@ static void two_connections_that_share_a_cache_are_refused(void **state) {
   stand_in_close(&node);
 }
 
+/* Waits until the other side of a pipe has written its byte. */
+static void await_byte(int fd) {
+  char byte;
+  if (read(fd, &byte, 1) != 1) abort();
+}
+
+static void fork_in_a_transaction(bool child_commits) {
+  struct stand_in node, follower;
+  int go[2];
+  stand_in_open(&node, 4096, 0, LONG_MS);
+  stand_in_open(&follower, 4096, 0, LONG_MS);
+  sqlite3 *db = stand_in_connect(&node);
+  must(db, "CREATE TABLE t(a); BEGIN IMMEDIATE; INSERT INTO t VALUES (1)");
+  assert_int_equal(pipe(go), 0);
+  pid_t child = fork();
+  assert_true(child >= 0);
+  if (child == 0) {
+    await_byte(go[0]);
+    node.refuses = true; /* as a node does in a forked child */
+    bool is_refused = !child_commits || run(db, "COMMIT") != SQLITE_OK;
+    sqlite3_close_v2(db);
+    _exit(is_refused ? 0 : 1);
+  }
+  must(db, "COMMIT; INSERT INTO t VALUES (2)");
+  assert_int_equal(write(go[1], "x", 1), 1);
+  int status = 0;
+  assert_int_equal(waitpid(child, &status, 0), child);
+  assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+  close(go[0]);
+  close(go[1]);
+  must(db, "INSERT INTO t VALUES (3)");
+  sqlite3 *other = stand_in_connect(&node);
+  assert_int_equal(ask(other, "SELECT sum(a) FROM t"), 6);
+  stand_in_follow(&follower, &node);
+  sqlite3_close(db);
+  sqlite3_close(other);
+  stand_in_close(&follower);
+  stand_in_close(&node);
+}
+
+static void a_forked_child_that_closes_an_inherited_transaction_harms_nothing(void **state) {
+  (void)state;
+  fork_in_a_transaction(false);
+}
+
+static void a_forked_child_cannot_commit_an_inherited_transaction(void **state) {
+  (void)state;
+  fork_in_a_transaction(true);
+}
+
 int main(int argc, char **argv) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(a_cursor_stays_open_while_its_connection_writes_again_and_again),
@@ -307,6 +357,8 @@ int main(int argc, char **argv) {
       cmocka_unit_test(a_writer_that_was_refused_shows_nothing_speculative_afterwards),
       cmocka_unit_test(a_strict_writer_that_was_refused_shows_nothing_speculative_afterwards),
       cmocka_unit_test(two_connections_that_share_a_cache_are_refused),
+      cmocka_unit_test(a_forked_child_that_closes_an_inherited_transaction_harms_nothing),
+      cmocka_unit_test(a_forked_child_cannot_commit_an_inherited_transaction),
   };
   if (argc > 1) cmocka_set_test_filter(argv[1]);
   shim_setup();

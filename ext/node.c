@@ -520,7 +520,7 @@ static int begin(struct node *node, struct raft_start *start, struct vfs_found *
 }
 
 static int start_node(struct node *node, const struct options *given, struct raft_start *start, char *text) {
-  struct vfs_found found;
+  struct vfs_found found = {0};
   struct options kept;
   struct raft_configuration *configuration = &node->configuration;
   options_init(&kept);
@@ -746,6 +746,7 @@ static int attach(const char *filename, int flags, struct vfs_database **databas
   pthread_mutex_lock(&registry_mutex);
   code = find_or_start(path, &given, flags, &node, text);
   if (code == SQLITE_OK) {
+    assert(node);
     node->connections++;
     *database = node->database;
   }

@@ -567,7 +567,7 @@ static void a_node_that_was_away_catches_up(void **state) {
   assert_equal_nodes(&cluster, leader);
   stop(cluster.db[away]);
   cluster.db[away] = NULL;
-  for (int i = 0; i < 50; i++) leader = run_on_leader(&cluster, "INSERT INTO t VALUES(1, randomblob(2000))");
+  for (int i = 0; i < 50; i++) run_on_leader(&cluster, "INSERT INTO t VALUES(1, randomblob(2000))");
   open_member(&cluster, away);
   leader = run_on_leader(&cluster, "INSERT INTO t VALUES(2, 'back')");
   assert_equal_nodes(&cluster, leader);

@@ -348,6 +348,67 @@ static void a_forked_child_cannot_commit_an_inherited_transaction(void **state) 
   fork_in_a_transaction(true);
 }
 
+static void stop_in_order(struct stand_in *node) {
+  vfs_database_stop(node->database, os_now(os_real()) + OS_SECOND);
+  stand_in_kill(node);
+}
+
+/* What a plain program does to the file while its node is down; it may be killed at the end. */
+static void change_from_outside(struct stand_in *node, const char *sql, bool is_killed) {
+  pid_t child = fork();
+  assert_true(child >= 0);
+  if (child == 0) {
+    sqlite3 *plain = NULL;
+    sqlite3_open_v2(node->path, &plain, SQLITE_OPEN_READWRITE, "unix");
+    if (run(plain, sql) != SQLITE_OK) _exit(1);
+    if (!is_killed) sqlite3_close(plain);
+    _exit(0);
+  }
+  int status = 0;
+  assert_int_equal(waitpid(child, &status, 0), child);
+  assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+}
+
+static void assert_kept_aside(struct stand_in *node, const char *sql, int64_t expected) {
+  char path[STAND_IN_PATH_MAX + 16];
+  sqlite3 *plain = NULL;
+  snprintf(path, sizeof path, "%s.changed-1", node->path);
+  assert_int_equal(sqlite3_open_v2(path, &plain, SQLITE_OPEN_READWRITE, "unix"), SQLITE_OK);
+  assert_int_equal(ask(plain, "SELECT count(*) FROM pragma_integrity_check WHERE integrity_check = 'ok'"), 1);
+  assert_int_equal(ask(plain, sql), expected);
+  sqlite3_close(plain);
+}
+
+static void change_after_a_stop(bool is_killed) {
+  struct stand_in node;
+  stand_in_open(&node, 4096, 0, LONG_MS);
+  sqlite3 *db = stand_in_connect(&node);
+  must(db, "CREATE TABLE t(a); INSERT INTO t VALUES (1)");
+  sqlite3_close(db);
+  stop_in_order(&node);
+  change_from_outside(&node,
+                      "INSERT INTO t SELECT randomblob(3000) FROM (WITH RECURSIVE n(i) AS"
+                      "(SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 100) SELECT i FROM n)",
+                      is_killed);
+  stand_in_restart(&node);
+  assert_kept_aside(&node, "SELECT count(*) FROM t", 101);
+  db = stand_in_connect(&node);
+  assert_int_equal(ask(db, "SELECT count(*) FROM t"), 1);
+  must(db, "INSERT INTO t VALUES (2)");
+  sqlite3_close(db);
+  stand_in_close(&node);
+}
+
+static void what_a_plain_program_wrote_after_a_stop_is_kept_whole(void **state) {
+  (void)state;
+  change_after_a_stop(false);
+}
+
+static void what_a_killed_plain_program_left_in_the_wal_is_kept_too(void **state) {
+  (void)state;
+  change_after_a_stop(true);
+}
+
 int main(int argc, char **argv) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(a_cursor_stays_open_while_its_connection_writes_again_and_again),
@@ -359,6 +420,8 @@ int main(int argc, char **argv) {
       cmocka_unit_test(two_connections_that_share_a_cache_are_refused),
       cmocka_unit_test(a_forked_child_that_closes_an_inherited_transaction_harms_nothing),
       cmocka_unit_test(a_forked_child_cannot_commit_an_inherited_transaction),
+      cmocka_unit_test(what_a_plain_program_wrote_after_a_stop_is_kept_whole),
+      cmocka_unit_test(what_a_killed_plain_program_left_in_the_wal_is_kept_too),
   };
   if (argc > 1) cmocka_set_test_filter(argv[1]);
   shim_setup();

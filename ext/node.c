@@ -487,6 +487,16 @@ static void unfreeze(struct node *node) {
   pthread_mutex_unlock(&node->mutex);
 }
 
+/* A cluster of one asks nobody: what it takes until it may write is a few writes of its own disk. */
+static void wait_alone(struct node *node) {
+  uint64_t deadline = os_now(node->os) + NODE_START_ALONE_MAX;
+  pthread_mutex_lock(&node->mutex);
+  bool is_alone = node->configuration.n_members == 1;
+  while (is_alone && node->epoch == 0 && !node->failed[0] && !node->quarantine[0] && os_now(node->os) < deadline)
+    os_condition_wait(node->os, &node->epoch_condition, &node->mutex, deadline);
+  pthread_mutex_unlock(&node->mutex);
+}
+
 /* ---- Start ---- */
 
 /* The options of a node without state are checked before anything is made. */
@@ -548,8 +558,10 @@ static int start_node(struct node *node, const struct options *given, struct raf
     code = node_kept_write(node, node->formation == NODE_BOOTSTRAPPING ? NODE_FRESH : node->formation, text);
   if (code == SQLITE_OK) code = begin(node, start, &found, text);
   if (code == SQLITE_OK) code = start_threads(node, text);
-  if (code == SQLITE_OK) unfreeze(node);
-  return code;
+  if (code != SQLITE_OK) return code;
+  unfreeze(node);
+  wait_alone(node);
+  return SQLITE_OK;
 }
 
 /* ---- Stop ---- */

@@ -47,6 +47,7 @@
 #define NODE_RETRY_NS_MIN (10 * OS_MS) /* back-off of what was in the way */
 #define NODE_RETRY_NS_MAX OS_SECOND
 #define NODE_BUSY_RETRY_NS (20 * OS_MS)
+#define NODE_START_ALONE_MAX OS_SECOND /* an open waits this long for a cluster of one to be ready */
 #define NODE_NO_SPACE_RETRY_NS (200 * OS_MS)
 
 /* Someone who waits for an index: to be committed, applied, or durable. On the waiting thread's stack. */

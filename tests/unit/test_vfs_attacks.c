@@ -409,6 +409,125 @@ static void what_a_killed_plain_program_left_in_the_wal_is_kept_too(void **state
   change_after_a_stop(true);
 }
 
+static void assert_equal_on_follower(struct stand_in *follower, struct stand_in *node) {
+  struct vfs_status left, right;
+  stand_in_follow(follower, node);
+  vfs_get_status(node->database, &left);
+  vfs_get_status(follower->database, &right);
+  assert_int_equal(left.pages, right.pages);
+  assert_true(left.checksum == right.checksum);
+}
+
+static void back_up(sqlite3 *from, sqlite3 *to) {
+  sqlite3_backup *backup = sqlite3_backup_init(to, "main", from, "main");
+  assert_non_null(backup);
+  int code = SQLITE_OK;
+  for (int i = 0; i < 1000 && code == SQLITE_OK; i++) code = sqlite3_backup_step(backup, 3);
+  assert_int_equal(code, SQLITE_DONE);
+  assert_int_equal(sqlite3_backup_finish(backup), SQLITE_OK);
+}
+
+static void backups_go_into_and_out_of_a_replicated_database(void **state) {
+  (void)state;
+  struct stand_in node, follower;
+  sqlite3 *memory = NULL, *copy = NULL, *empty = NULL;
+  stand_in_open(&node, 4096, 0, LONG_MS);
+  stand_in_open(&follower, 4096, 0, LONG_MS);
+  sqlite3 *db = stand_in_connect(&node), *other = stand_in_connect(&node);
+  must(db, "CREATE TABLE old(a); INSERT INTO old VALUES (randomblob(90000))");
+  assert_int_equal(sqlite3_open(":memory:", &memory), SQLITE_OK);
+  must(memory, "CREATE TABLE t(a); INSERT INTO t VALUES (1), (randomblob(50000))");
+  back_up(memory, db);
+  assert_int_equal(ask(other, "SELECT count(*) FROM t"), 2);
+  must(other, "INSERT INTO t VALUES (3)");
+  assert_equal_on_follower(&follower, &node);
+  assert_int_equal(sqlite3_open(":memory:", &copy), SQLITE_OK);
+  back_up(other, copy);
+  assert_int_equal(ask(copy, "SELECT count(*) FROM t"), 3);
+  assert_int_equal(sqlite3_open(":memory:", &empty), SQLITE_OK);
+  back_up(empty, db);
+  assert_int_equal(ask(other, "SELECT count(*) FROM sqlite_schema"), 0);
+  must(other, "CREATE TABLE again(a); INSERT INTO again VALUES (1)");
+  assert_equal_on_follower(&follower, &node);
+  sqlite3_close(memory);
+  sqlite3_close(copy);
+  sqlite3_close(empty);
+  sqlite3_close(db);
+  sqlite3_close(other);
+  stand_in_close(&follower);
+  stand_in_close(&node);
+}
+
+static void all_that_sqlite_does_to_pages_is_equal_on_a_follower_and_after_redo(void **state) {
+  (void)state;
+  static const char *const steps[] = {
+      "CREATE TABLE t(id INTEGER PRIMARY KEY, a, b); CREATE INDEX ta ON t(a)",
+      "INSERT INTO t(a, b) SELECT random(), randomblob(abs(random()) % 9000) FROM (WITH RECURSIVE n(i) AS (SELECT 1 "
+      "UNION ALL SELECT i + 1 FROM n WHERE i < 200) SELECT i FROM n)",
+      "PRAGMA user_version = 9; PRAGMA application_id = 77; PRAGMA cache_size = 8; PRAGMA cache_spill = 4",
+      "BEGIN; UPDATE t SET b = randomblob(3000); SAVEPOINT s; DELETE FROM t; ROLLBACK TO s; UPDATE t SET a = a + 1; "
+      "SAVEPOINT s2; UPDATE t SET b = zeroblob(5000); RELEASE s2; ROLLBACK TO s; INSERT INTO t(a) VALUES (1); COMMIT",
+      "CREATE TRIGGER g AFTER UPDATE ON t BEGIN INSERT INTO t(a, b) VALUES (new.a, old.b); END",
+      "UPDATE t SET a = 5 WHERE id % 7 = 0",
+      "DELETE FROM t WHERE id % 2 = 0 RETURNING id, b",
+      "VACUUM",
+      "CREATE VIRTUAL TABLE f USING fts5(x); INSERT INTO f SELECT hex(b) FROM t WHERE length(b) < 2000",
+      "BEGIN; INSERT INTO f(f) VALUES ('optimize'); DELETE FROM f WHERE rowid < 10; COMMIT",
+      "CREATE VIRTUAL TABLE r USING rtree(i, x, y); INSERT INTO r SELECT id, id, id + 1 FROM t",
+      "DELETE FROM r WHERE i % 3 = 0",
+      "PRAGMA auto_vacuum = 2; VACUUM",
+      "DELETE FROM t WHERE id % 3 = 0; PRAGMA incremental_vacuum(5)",
+      "PRAGMA auto_vacuum = 1; DROP TABLE f; DELETE FROM t WHERE id % 5 = 0",
+      "ALTER TABLE t ADD COLUMN c DEFAULT 4; REINDEX; ANALYZE; PRAGMA optimize",
+      "ATTACH ':memory:' AS m; CREATE TABLE m.x AS SELECT * FROM t; BEGIN; DELETE FROM m.x; UPDATE t SET c = 5; COMMIT",
+      "PRAGMA journal_size_limit = 0; PRAGMA wal_autocheckpoint = 1; PRAGMA synchronous = OFF; INSERT INTO t(a) VALUES "
+      "(1)",
+      "PRAGMA temp_store = 2; PRAGMA mmap_size = 100000000; PRAGMA page_size = 1024; VACUUM; UPDATE t SET b = NULL",
+      "PRAGMA writable_schema = ON; UPDATE sqlite_schema SET sql = sql WHERE name = 't'; PRAGMA writable_schema = "
+      "RESET",
+      "PRAGMA foreign_keys = ON; CREATE TABLE p(i PRIMARY KEY) WITHOUT ROWID; INSERT INTO p SELECT hex(b) || id FROM t",
+      "DROP TABLE p; DROP TABLE r; DELETE FROM t; VACUUM",
+  };
+  struct stand_in node, follower;
+  struct vfs_status before, after;
+  char text[VFS_TEXT_MAX];
+  stand_in_open(&node, 512, 0, LONG_MS);
+  stand_in_open(&follower, 512, 0, LONG_MS);
+  sqlite3 *db = stand_in_connect(&node);
+  for (size_t i = 0; i < sizeof steps / sizeof *steps; i++) {
+    must(db, steps[i]);
+    assert_equal_on_follower(&follower, &node);
+    if (i % 3 == 2) assert_int_equal(vfs_checkpoint(node.database, text), VFS_OK);
+    sqlite3 *other = stand_in_connect(i % 2 ? &node : &follower);
+    assert_int_equal(ask(other, "SELECT count(*) FROM pragma_integrity_check WHERE integrity_check = 'ok'"), 1);
+    sqlite3_close(other);
+  }
+  /* A blob written piece by piece, and the database emptied by its handle. */
+  sqlite3_blob *blob = NULL;
+  must(db, "INSERT INTO t(id, b) VALUES (1, zeroblob(20000))");
+  assert_int_equal(sqlite3_blob_open(db, "main", "t", "b", 1, 1, &blob), SQLITE_OK);
+  assert_int_equal(sqlite3_blob_write(blob, "piece", 5, 9000), SQLITE_OK);
+  assert_int_equal(sqlite3_blob_close(blob), SQLITE_OK);
+  assert_equal_on_follower(&follower, &node);
+  assert_int_equal(sqlite3_db_config(db, SQLITE_DBCONFIG_RESET_DATABASE, 1, 0), SQLITE_OK);
+  int code = run(db, "VACUUM");
+  assert_int_equal(sqlite3_db_config(db, SQLITE_DBCONFIG_RESET_DATABASE, 0, 0), SQLITE_OK);
+  assert_int_equal(code, SQLITE_OK);
+  assert_equal_on_follower(&follower, &node);
+  sqlite3_close(db);
+  vfs_get_status(node.database, &before);
+  stand_in_kill(&node);
+  stand_in_restart(&node);
+  vfs_get_status(node.database, &after);
+  assert_true(before.checksum == after.checksum);
+  db = stand_in_connect(&node);
+  must(db, "CREATE TABLE last(a); INSERT INTO last VALUES (1)");
+  assert_equal_on_follower(&follower, &node);
+  sqlite3_close(db);
+  stand_in_close(&follower);
+  stand_in_close(&node);
+}
+
 int main(int argc, char **argv) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(a_cursor_stays_open_while_its_connection_writes_again_and_again),
@@ -422,6 +541,8 @@ int main(int argc, char **argv) {
       cmocka_unit_test(a_forked_child_cannot_commit_an_inherited_transaction),
       cmocka_unit_test(what_a_plain_program_wrote_after_a_stop_is_kept_whole),
       cmocka_unit_test(what_a_killed_plain_program_left_in_the_wal_is_kept_too),
+      cmocka_unit_test(backups_go_into_and_out_of_a_replicated_database),
+      cmocka_unit_test(all_that_sqlite_does_to_pages_is_equal_on_a_follower_and_after_redo),
   };
   if (argc > 1) cmocka_set_test_filter(argv[1]);
   shim_setup();

@@ -194,7 +194,8 @@ static bool take_ticket(struct vfs_connection *connection) {
     if (!vfs_ticket_take(&database->ticket, connection, VFS_TICKET_BACK, queue_deadline)) return false;
     connection->generation = atomic_load(&database->generation);
     connection->refusal = database->methods->acquire(database->node, 0, &connection->epoch);
-    if (connection->refusal == VFS_OK && atomic_load(&database->parts_dangling)) connection->refusal = VFS_NOBODY;
+    if (connection->refusal == VFS_OK && atomic_load(&database->parts_dangling))
+      connection->refusal = vfs_end_dangling_parts(connection);
     if (connection->refusal == VFS_OK && !wait_schema(connection, deadline)) connection->refusal = VFS_BUSY;
     if (connection->refusal == VFS_OK) return true;
     vfs_ticket_give(&database->ticket, connection);

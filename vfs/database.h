@@ -72,7 +72,7 @@ struct vfs_database {
   atomic_bool ready;       /* page 1, WAL and wal-index are there */
   atomic_bool stopped;
   atomic_bool wal_failed;  /* compensation failed: no reads until restart */
-  atomic_bool parts_dangling; /* parts were proposed and neither ended nor aborted: no writes in this epoch */
+  atomic_bool parts_dangling; /* parts were proposed and neither ended nor aborted: the next writer must do it first */
   atomic_bool checkpoint_wanted;
   atomic_uint_least64_t generation; /* rises when an epoch is lost: older write transactions are doomed */
   atomic_uint_least64_t commit_index;
@@ -94,6 +94,7 @@ struct vfs_database {
   struct vfs_wal_header header; /* the wal-index header of `captured` */
   struct vfs_encoder *encoder;
   struct vfs_decoder *decoder;
+  uint64_t dangling_index; /* the last of such parts */
   uint8_t *before, *after; /* a page each */
   /* a transaction in parts that is being applied */
   bool parts_open;
@@ -148,6 +149,8 @@ int vfs_gate_pass(struct vfs_connection *connection); /* SQLite error code */
 
 /* capture.c: the holder of the ticket. */
 int vfs_capture(struct vfs_connection *connection); /* at the unlock of WRITE; sets pending */
+/* With the right to write: ends the parts that a writer before it could not end. VFS_BUSY: cannot be done now. */
+int vfs_end_dangling_parts(struct vfs_connection *connection);
 /*
 ** Appends what takes the live state back to `target` (a state in the present WAL) and publishes it; the caller records
 ** which sequences are lost. If it fails the database serves no reads until the node starts again.

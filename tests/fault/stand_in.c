@@ -57,6 +57,7 @@ static int propose(void *context, uint64_t epoch, const struct vfs_change_set *s
     struct vfs_log_entry entry = {.epoch = epoch, .is_change_set = true, .set = *set};
     append(node, &entry);
     *index = node->last;
+    if (node->refuses_after > 0 && --node->refuses_after == 0) node->refuses = true;
     if (!node->holds) {
       node->commit_index = node->last;
       vfs_committed(node->database, node->commit_index);

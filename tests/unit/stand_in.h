@@ -19,6 +19,7 @@ struct stand_in {
   bool leads, other_leads;
   bool holds; /* proposals stay uncommitted */
   bool refuses; /* proposals are refused, as if the epoch had just ended */
+  uint32_t refuses_after; /* sets `refuses` after so many more proposals; 0: never */
   uint32_t waits_for_commit; /* threads inside wait() */
   char folder[STAND_IN_PATH_MAX], path[STAND_IN_PATH_MAX];
 };

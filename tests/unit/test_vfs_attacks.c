@@ -528,6 +528,33 @@ static void all_that_sqlite_does_to_pages_is_equal_on_a_follower_and_after_redo(
   stand_in_close(&node);
 }
 
+static void parts_that_could_not_be_ended_do_not_stop_later_writers(void **state) {
+  (void)state;
+  struct stand_in node, follower;
+  stand_in_open(&node, 4096, 0, LONG_MS);
+  stand_in_open(&follower, 4096, 0, LONG_MS);
+  sqlite3 *db = stand_in_connect(&node);
+  must(db, "CREATE TABLE t(a); INSERT INTO t VALUES (1)");
+  node.refuses_after = 2; /* for a while, as with a full disk: neither a third part nor the abort is taken */
+  assert_int_equal(run(db, "INSERT INTO t VALUES (randomblob(8000000))"), SQLITE_BUSY_SNAPSHOT);
+  must(db, "PRAGMA balsa_timeout = 100");
+  assert_int_equal(run(db, "INSERT INTO t VALUES (2)"), SQLITE_BUSY);
+  node.refuses = false;
+  must(db, "INSERT INTO t VALUES (2)");
+  assert_int_equal(ask(db, "SELECT sum(a) FROM t"), 3);
+  assert_equal_on_follower(&follower, &node);
+  sqlite3_close(db);
+  stand_in_kill(&node);
+  stand_in_restart(&node);
+  db = stand_in_connect(&node);
+  assert_int_equal(ask(db, "SELECT sum(a) FROM t"), 3);
+  must(db, "INSERT INTO t VALUES (3)");
+  assert_equal_on_follower(&follower, &node);
+  sqlite3_close(db);
+  stand_in_close(&follower);
+  stand_in_close(&node);
+}
+
 int main(int argc, char **argv) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(a_cursor_stays_open_while_its_connection_writes_again_and_again),
@@ -541,6 +568,7 @@ int main(int argc, char **argv) {
       cmocka_unit_test(a_forked_child_cannot_commit_an_inherited_transaction),
       cmocka_unit_test(what_a_plain_program_wrote_after_a_stop_is_kept_whole),
       cmocka_unit_test(what_a_killed_plain_program_left_in_the_wal_is_kept_too),
+      cmocka_unit_test(parts_that_could_not_be_ended_do_not_stop_later_writers),
       cmocka_unit_test(backups_go_into_and_out_of_a_replicated_database),
       cmocka_unit_test(all_that_sqlite_does_to_pages_is_equal_on_a_follower_and_after_redo),
   };

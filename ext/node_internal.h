@@ -34,6 +34,7 @@
 #include "slot_file.h"
 
 #define NODE_WINDOW_BYTES (8u << 20)       /* under way to one follower */
+#define NODE_ROUND_TRIP_SHORT OS_MS        /* below it APPENDs wait for each other and gather entries */
 #define NODE_BATCH_BYTES (1u << 20)        /* in one APPEND */
 #define NODE_DRIFT_PERMILLE 50             /* a clock may run 5 % faster than another (leases) */
 #define NODE_APPEND_ENTRIES_MAX 1024       /* as the core sends them */

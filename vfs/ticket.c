@@ -67,7 +67,8 @@ static bool ticket_wait(struct vfs_ticket *ticket, struct vfs_ticket_waiter *wai
     if (ticket->first == waiter) ticket_expire(ticket, now);
     if (waiter->granted) break;
     if (now >= deadline) return false;
-    uint64_t until = ticket->kept_until ? ticket->kept_until : now + VFS_TICKET_RESERVED_MAX;
+    uint64_t until = now + VFS_TICKET_KEPT_MAX;
+    if (ticket->kept_until > now && ticket->kept_until < until) until = ticket->kept_until;
     if (deadline < until) until = deadline;
     os_condition_wait(ticket->os, &waiter->turn, &ticket->mutex, until);
   }
@@ -108,16 +109,13 @@ bool vfs_ticket_use(struct vfs_ticket *ticket, const void *holder) {
   return has;
 }
 
+/* Neither wakes anybody: nearly always it is used a moment later, and the first waiter looks now and then. */
 void vfs_ticket_keep(struct vfs_ticket *ticket, const void *holder) {
   pthread_mutex_lock(&ticket->mutex);
-  if (ticket->holder == holder) {
-    ticket->kept_until = os_now(ticket->os) + VFS_TICKET_KEPT_MAX;
-    if (ticket->first) pthread_cond_signal(&ticket->first->turn);
-  }
+  if (ticket->holder == holder) ticket->kept_until = os_now(ticket->os) + VFS_TICKET_KEPT_MAX;
   pthread_mutex_unlock(&ticket->mutex);
 }
 
-/* Wakes nobody: nearly always it is used a moment later, and the first waiter looks now and then. */
 void vfs_ticket_reserve(struct vfs_ticket *ticket, const void *holder) {
   pthread_mutex_lock(&ticket->mutex);
   if (ticket->holder == holder) ticket->kept_until = os_now(ticket->os) + VFS_TICKET_RESERVED_MAX;

@@ -185,9 +185,8 @@ static bool wait_schema(struct vfs_connection *connection, uint64_t deadline) {
 }
 
 /* Waits for its turn and for the right to write. On refusal, `refusal` says why. */
-static bool take_ticket(struct vfs_connection *connection) {
+static bool take_ticket_until(struct vfs_connection *connection, uint64_t deadline) {
   struct vfs_database *database = connection->database;
-  uint64_t deadline = deadline_of(connection);
   uint64_t queue_deadline = holds_another_ticket(connection) ? 0 : deadline;
   for (;;) {
     connection->refusal = VFS_BUSY;
@@ -204,6 +203,20 @@ static bool take_ticket(struct vfs_connection *connection) {
     if (connection->refusal != VFS_OK) return false;
     database->methods->release(database->node, connection->epoch);
   }
+}
+
+/*
+** Who has waited for balsa_timeout in vain and comes again at once is SQLite's busy handler, which has a limit of its own: it is
+** answered without another wait, or the two limits would multiply.
+*/
+static bool take_ticket(struct vfs_connection *connection) {
+  struct os *os = connection->database->os;
+  uint64_t now = os_now(os);
+  bool is_retry = connection->refused_at != 0 && now - connection->refused_at < VFS_BUSY_RETRY_MAX;
+  bool is_taken = take_ticket_until(connection, is_retry ? now : deadline_of(connection));
+  bool was_in_vain = !is_taken && (connection->refusal == VFS_NOBODY || connection->refusal == VFS_BUSY);
+  connection->refused_at = was_in_vain ? os_now(os) : 0;
+  return is_taken;
 }
 
 static void give_ticket(struct vfs_connection *connection) {

@@ -31,6 +31,7 @@
 #define VFS_RESERVE_FRAMES 4096      /* wal-index regions are mapped this far ahead */
 #define VFS_DRAIN_MAX (5 * OS_MS)    /* the second pass of a checkpoint stalls writers no longer than this */
 #define VFS_WAIT_SLICE (20 * OS_MS) /* who waits with the ticket looks after its leadership this often */
+#define VFS_BUSY_RETRY_MAX (200 * OS_MS) /* SQLite's busy handler comes again within 100 ms */
 #define VFS_TIMEOUT_MS_MAX 3600000u
 #define VFS_FCNTL_CONNECTION 0x42a15a01 /* sqlite3_file_control: *(struct vfs_connection **)arg */
 
@@ -121,6 +122,7 @@ struct vfs_connection {
   bool writing;         /* WRITE granted */
   bool saw_speculation; /* read page 1 under a mere reservation, which shows base_sequence */
   int refusal;          /* enum vfs_error: the answer to the next request for WRITE */
+  uint64_t refused_at;  /* when it last waited for the ticket in vain; 0: it got it */
   uint64_t epoch, generation;
   uint64_t base_sequence; /* what it builds on, from its reservation on; 0: what is committed */
 

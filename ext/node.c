@@ -802,7 +802,9 @@ int node_library_init(void) {
   static const struct vfs_host host = {.attach = attach, .detach = detach};
   base_vfs = sqlite3_vfs_find(NULL);
   os_condition_init(&registry_changed);
-  int code = vfs_register(&host);
+  /* For drivers that pass no URI: every database that they open by its path is a replicated one. */
+  const char *is_default = getenv("BALSA_DEFAULT");
+  int code = vfs_register(&host, is_default && strcmp(is_default, "1") == 0);
   if (code != SQLITE_OK) return code;
   if (pthread_atfork(NULL, NULL, note_fork) != 0 || atexit(stop_all) != 0) return SQLITE_NOMEM;
   return SQLITE_OK;

@@ -101,7 +101,7 @@ static int vfs_current_time64(sqlite3_vfs *vfs, sqlite3_int64 *now) {
   return base_of(vfs)->xCurrentTimeInt64(base_of(vfs), now);
 }
 
-int vfs_register(const struct vfs_host *the_host) {
+int vfs_register(const struct vfs_host *the_host, bool is_default) {
   sqlite3_vfs *base = sqlite3_vfs_find(NULL);
   if (!base || base->iVersion < 2) return SQLITE_ERROR;
   host = the_host;
@@ -127,7 +127,7 @@ int vfs_register(const struct vfs_host *the_host) {
       .xGetLastError = vfs_last_error,
       .xCurrentTimeInt64 = vfs_current_time64,
   };
-  return sqlite3_vfs_register(&balsa_vfs, 0);
+  return sqlite3_vfs_register(&balsa_vfs, is_default);
 }
 
 void vfs_database_detach(struct vfs_database *database) { host->detach(database); }

@@ -209,13 +209,20 @@ static bool take_ticket_until(struct vfs_connection *connection, uint64_t deadli
 ** Who has waited for balsa_timeout in vain and comes again at once is SQLite's busy handler, which has a limit of its own: it is
 ** answered without another wait, or the two limits would multiply.
 */
-static bool take_ticket(struct vfs_connection *connection) {
-  struct os *os = connection->database->os;
-  uint64_t now = os_now(os);
+static uint64_t write_deadline(const struct vfs_connection *connection) {
+  uint64_t now = os_now(connection->database->os);
   bool is_retry = connection->refused_at != 0 && now - connection->refused_at < VFS_BUSY_RETRY_MAX;
-  bool is_taken = take_ticket_until(connection, is_retry ? now : deadline_of(connection));
-  bool was_in_vain = !is_taken && (connection->refusal == VFS_NOBODY || connection->refusal == VFS_BUSY);
-  connection->refused_at = was_in_vain ? os_now(os) : 0;
+  return is_retry ? now : deadline_of(connection);
+}
+
+static void note_wait(struct vfs_connection *connection, int refusal) {
+  bool was_in_vain = refusal == VFS_NOBODY || refusal == VFS_BUSY;
+  connection->refused_at = was_in_vain ? os_now(connection->database->os) : 0;
+}
+
+static bool take_ticket(struct vfs_connection *connection) {
+  bool is_taken = take_ticket_until(connection, write_deadline(connection));
+  note_wait(connection, is_taken ? VFS_OK : connection->refusal);
   return is_taken;
 }
 
@@ -561,8 +568,9 @@ static int main_lock(sqlite3_file *file, int level) {
   }
   if (!atomic_load(&database->ready) && is_writing_statement(connection)) {
     uint64_t epoch = 0;
-    if (database->methods->acquire(database->node, deadline_of(connection), &epoch) == VFS_OK)
-      database->methods->release(database->node, epoch);
+    int refusal = database->methods->acquire(database->node, write_deadline(connection), &epoch);
+    if (refusal == VFS_OK) database->methods->release(database->node, epoch);
+    note_wait(connection, refusal);
   }
   /* Until then the node holds the file exclusively, and there is nothing in it to be locked. */
   if (!atomic_load(&database->ready)) return SQLITE_OK;

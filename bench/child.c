@@ -44,7 +44,7 @@ static void status(sqlite3 *db, bool is_plain, struct reply *reply) {
     snprintf(reply->text, sizeof reply->text, "balsa_status: %s", sqlite3_errmsg(db));
     snprintf(reply->state, sizeof reply->state, "%s", sqlite3_errmsg(db));
   }
-  /* A node without pages yet has no schema to look into: not ready, and no failure. */
+  /* Busy while the database gets its first page: not ready, and no failure. */
   reply->is_ok = code == SQLITE_ROW || code == SQLITE_BUSY;
   sqlite3_finalize(statement);
 }

@@ -125,6 +125,7 @@ void child_send(const struct child *child, const struct request *request) {
 }
 
 void child_receive(const struct child *child, struct reply *reply) {
+  *reply = (struct reply){.is_ok = false};
   for (size_t got = 0; got < sizeof *reply;) {
     struct pollfd pollfd = {.fd = child->from, .events = POLLIN};
     int ready = poll(&pollfd, 1, REPLY_MS_MAX);
@@ -178,7 +179,7 @@ static void free_ports(uint16_t *ports, size_t n) {
 }
 
 static void start_nodes(struct cluster *cluster, const struct options *options) {
-  uint16_t ports[BENCH_NODES_MAX];
+  uint16_t ports[BENCH_NODES_MAX] = {0};
   char uri[2 * BENCH_PATH_MAX], peers[BENCH_TEXT_MAX] = "";
   size_t length = 0;
   free_ports(ports, cluster->n_children);

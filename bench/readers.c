@@ -48,19 +48,21 @@ static struct request load_request(const struct options *options, uint32_t write
                           .run_ms = options->run_ms};
 }
 
-static void on_leader(const struct options *options, enum variant variant, uint32_t writers) {
+static void on_leader(const struct options *options, enum variant variant, uint32_t writers, uint32_t reads_per_s) {
   struct cluster cluster;
   struct reply reply;
   /* Plain SQLite's writers need a busy time-out; its readers in WAL mode never use it. */
   struct request request = load_request(options, writers, options->readers);
   if (variant == VARIANT_PLAIN || variant == VARIANT_QUEUED) request.busy_timeout_ms = options->busy_timeout_ms;
   request.queued = variant == VARIANT_QUEUED;
+  request.reads_per_s = reads_per_s;
   cluster_start(&cluster, options, variant);
   cluster_prepare(&cluster, TABLE_ROWID, options->rows);
   child_ask(cluster.leader, &request, &reply);
   cluster_check(&reply, options->rows);
   cluster_stop(&cluster, options);
-  print("beside the writers", variant, writers, (double)reply.writes.done / reply.seconds, options->readers, &reply);
+  print(reads_per_s ? "on the leader, paced" : "on the leader", variant, writers,
+        (double)reply.writes.done / reply.seconds, options->readers, &reply);
   if (reply.writes.errors)
     fprintf(stderr, "bench: %llu writes failed, the first with %d: %s\n", (unsigned long long)reply.writes.errors,
             reply.writes.first_error, reply.writes.first_text);
@@ -123,8 +125,9 @@ void bench_readers(const struct options *options) {
            options->rows, (double)options->run_ms / 1000);
   report_begin("readers", columns, N_COLUMNS, title);
   for (size_t v = 0; v < options->n_variants; v++) {
-    on_leader(options, options->variants[v], 0);
-    on_leader(options, options->variants[v], writers);
+    on_leader(options, options->variants[v], 0, 0);
+    on_leader(options, options->variants[v], writers, 0);
+    on_leader(options, options->variants[v], writers, PACED_READS_PER_S);
   }
   bool has_three = false;
   for (size_t v = 0; v < options->n_variants; v++) has_three |= options->variants[v] == VARIANT_THREE;

@@ -10,8 +10,10 @@
 **
 ** A token is "term.index.cluster": what it was proposed as, and the cluster's id in hex.
 */
+#include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "functions.h"
@@ -122,6 +124,24 @@ static void function_last_commit(sqlite3_context *context, int n, sqlite3_value 
   sqlite3_result_text(context, text, -1, SQLITE_TRANSIENT);
 }
 
+/* Digits and what ends them; moves *at behind it. Tokens have no zero and nothing beyond 64 bits. */
+static bool take_number(const char **at, char end, uint64_t *number) {
+  char *stop = NULL;
+  errno = 0;
+  if (**at < '1' || **at > '9') return false;
+  *number = strtoull(*at, &stop, 10);
+  if (errno != 0 || *stop != end) return false;
+  *at = stop + 1;
+  return true;
+}
+
+/* `cluster` points into the token. */
+static bool parse_token(const char *token, uint64_t *term, uint64_t *index, const char **cluster) {
+  if (!token || !take_number(&token, '.', term) || !take_number(&token, '.', index)) return false;
+  *cluster = token;
+  return strlen(token) == NODE_UUID_TEXT - 1 && strspn(token, "0123456789abcdef") == NODE_UUID_TEXT - 1;
+}
+
 static void function_outcome(sqlite3_context *context, int n, sqlite3_value **arguments) {
   static const char *const words[] = {
       [RAFT_FATE_PENDING] = "pending", [RAFT_FATE_COMMITTED] = "committed", [RAFT_FATE_LOST] = "lost"};
@@ -129,10 +149,10 @@ static void function_outcome(sqlite3_context *context, int n, sqlite3_value **ar
   (void)n;
   if (!connection || sqlite3_value_type(arguments[0]) == SQLITE_NULL) return;
   const char *token = (const char *)sqlite3_value_text(arguments[0]);
-  char ours[NODE_UUID_TEXT], theirs[NODE_UUID_TEXT], rest;
+  char ours[NODE_UUID_TEXT];
+  const char *theirs = NULL;
   uint64_t term = 0, index = 0;
-  if (!token || sscanf(token, "%" SCNu64 ".%" SCNu64 ".%32[0-9a-f]%c", &term, &index, theirs, &rest) != 3 ||
-      term == 0 || index == 0) {
+  if (!parse_token(token, &term, &index, &theirs)) {
     sqlite3_result_error(context, "balsa_outcome: this is no token of balsa_last_commit()", -1);
     return;
   }

@@ -493,6 +493,16 @@ static void unfreeze(struct node *node) {
   pthread_mutex_unlock(&node->mutex);
 }
 
+/* A cluster of one asks nobody: what it takes until it may write is a few writes of its own disk. */
+static void wait_alone(struct node *node) {
+  uint64_t deadline = os_now(node->os) + NODE_START_ALONE_MAX;
+  pthread_mutex_lock(&node->mutex);
+  bool is_alone = node->configuration.n_members == 1;
+  while (is_alone && node->epoch == 0 && !node->failed[0] && !node->quarantine[0] && os_now(node->os) < deadline)
+    os_condition_wait(node->os, &node->epoch_condition, &node->mutex, deadline);
+  pthread_mutex_unlock(&node->mutex);
+}
+
 /* ---- Start ---- */
 
 /* The options of a node without state are checked before anything is made. */
@@ -537,7 +547,7 @@ static int begin(struct node *node, struct raft_start *start, struct vfs_found *
 
 static int start_node(struct node *node, const struct options *given, struct raft_start *start,
                       struct node_snapshot *snapshot, char *text) {
-  struct vfs_found found;
+  struct vfs_found found = {0};
   struct options kept;
   struct raft_configuration *configuration = &node->configuration;
   options_init(&kept);
@@ -569,8 +579,10 @@ static int start_node(struct node *node, const struct options *given, struct raf
     code = node_kept_write(node, node->formation == NODE_BOOTSTRAPPING ? NODE_FRESH : node->formation, text);
   if (code == SQLITE_OK) code = begin(node, start, &found, snapshot, text);
   if (code == SQLITE_OK) code = start_threads(node, text);
-  if (code == SQLITE_OK) unfreeze(node);
-  return code;
+  if (code != SQLITE_OK) return code;
+  unfreeze(node);
+  wait_alone(node);
+  return SQLITE_OK;
 }
 
 /* ---- Stop ---- */
@@ -774,6 +786,7 @@ static int attach(const char *filename, int flags, struct vfs_database **databas
   pthread_mutex_lock(&registry_mutex);
   code = find_or_start(path, &given, flags, &node, text);
   if (code == SQLITE_OK) {
+    assert(node);
     node->connections++;
     *database = node->database;
   }
@@ -817,7 +830,9 @@ int node_library_init(void) {
   static const struct vfs_host host = {.attach = attach, .detach = detach};
   base_vfs = sqlite3_vfs_find(NULL);
   os_condition_init(&registry_changed);
-  int code = vfs_register(&host);
+  /* For drivers that pass no URI: every database that they open by its path is a replicated one. */
+  const char *is_default = getenv("BALSA_DEFAULT");
+  int code = vfs_register(&host, is_default && strcmp(is_default, "1") == 0);
   if (code != SQLITE_OK) return code;
   if (pthread_atfork(NULL, NULL, note_fork) != 0 || atexit(stop_all) != 0) return SQLITE_NOMEM;
   return SQLITE_OK;

@@ -39,6 +39,7 @@
 #include "slot_file.h"
 
 #define NODE_WINDOW_BYTES (8u << 20)       /* under way to one follower */
+#define NODE_ROUND_TRIP_SHORT OS_MS        /* below it APPENDs wait for each other and gather entries */
 #define NODE_BATCH_BYTES (1u << 20)        /* in one APPEND */
 #define NODE_DRIFT_PERMILLE 50             /* a clock may run 5 % faster than another (leases) */
 #define NODE_APPEND_ENTRIES_MAX 1024       /* as the core sends them */
@@ -52,6 +53,7 @@
 #define NODE_RETRY_NS_MIN (10 * OS_MS) /* back-off of what was in the way */
 #define NODE_RETRY_NS_MAX OS_SECOND
 #define NODE_BUSY_RETRY_NS (20 * OS_MS)
+#define NODE_START_ALONE_MAX OS_SECOND /* an open waits this long for a cluster of one to be ready */
 #define NODE_NO_SPACE_RETRY_NS (200 * OS_MS)
 #define NODE_SEGMENT_BYTES_MIN (64u << 10) /* of the log: smaller ones if snapshots are frequent */
 #define NODE_SEGMENT_BYTES_MAX (16u << 20)

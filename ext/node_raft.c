@@ -207,6 +207,7 @@ int node_raft_open(struct node *node, const struct raft_start *start, char *text
       .heartbeat_ns = (settings ? settings->heartbeat_ms : node->options.heartbeat_ms) * OS_MS,
       .drift_permille = NODE_DRIFT_PERMILLE,
       .window_bytes = NODE_WINDOW_BYTES,
+      .round_trip_short_ns = NODE_ROUND_TRIP_SHORT,
       .batch_bytes = NODE_BATCH_BYTES,
   };
   os_random(node->os, &options.seed, sizeof options.seed);

@@ -339,7 +339,7 @@ static void forget_read(struct node *node, const struct node_read *read) {
 /* mutex held, given up while it waits. Asks once; *index is what must be applied. */
 static int ask_read(struct node *node, enum raft_read_level level, uint64_t deadline, uint64_t *index) {
   struct node_read read = {.next = node->reads, .context = ++node->read_context};
-  node->reads = &read;
+  node->reads = &read; /* cppcheck-suppress autoVariables; taken out below, by forget_read */
   /* A lost message is not repeated by the core: asked again after an election time-out. */
   uint64_t now = os_now(node->os), again = now + node->options.election_ms * OS_MS;
   int error = raft_read(node->raft, now, read.context, level);

@@ -470,6 +470,7 @@ static void put(struct writer *writer, const char *format, ...) {
 
 bool options_keep(const struct options *options, char *kept, size_t size, char *text) {
   struct writer writer = {kept, kept + size, false};
+  kept[0] = 0;
   put(&writer, "node=%" PRIu64 "\n", options->node);
   if (options->listen[0]) put(&writer, "listen=%s\n", options->listen);
   /* One that only follows from listen must not outlive a change of listen. */

@@ -16,6 +16,8 @@ void raft_progress_reset(struct raft_progress *progress, uint64_t now, uint64_t 
   progress->next_index = next_index;
   progress->waiting_since = now;
   progress->last_contact = now;
+  progress->round_trip = UINT64_MAX;
+  progress->round_trip_later = UINT64_MAX;
 }
 
 bool raft_progress_may_send(const struct raft_progress *progress, uint32_t window_bytes) {
@@ -45,7 +47,7 @@ void raft_progress_sent(struct raft_progress *progress, uint64_t now, uint64_t l
     progress->waiting_since = now;
   }
   const uint32_t at = (progress->inflight_head + progress->n_inflight) % RAFT_INFLIGHT_MAX;
-  progress->inflight[at] = (struct raft_inflight){.last_index = last_index, .bytes = bytes};
+  progress->inflight[at] = (struct raft_inflight){.last_index = last_index, .bytes = bytes, .sent_at = now};
   progress->n_inflight++;
   progress->inflight_bytes += bytes;
   progress->next_index = last_index + 1;
@@ -57,10 +59,27 @@ void raft_progress_asked(struct raft_progress *progress, uint64_t now) {
   progress->waiting_since = now;
 }
 
-static void free_inflight(struct raft_progress *progress, uint64_t index) {
+/* The shortest one: what an answer waited for in a queue or for a disk says nothing of the way. */
+static void note_round_trip(struct raft_progress *progress, uint64_t took) {
+  if (took < progress->round_trip) {
+    progress->round_trip = took;
+  }
+  if (took < progress->round_trip_later) {
+    progress->round_trip_later = took;
+  }
+  if (++progress->n_round_trips == RAFT_ROUND_TRIP_SAMPLES) {
+    progress->round_trip = progress->round_trip_later;
+    progress->round_trip_later = UINT64_MAX;
+    progress->n_round_trips = 0;
+  }
+}
+
+static void free_inflight(struct raft_progress *progress, uint64_t now, uint64_t index) {
   while (progress->n_inflight > 0 && progress->inflight[progress->inflight_head].last_index <= index) {
-    assert(progress->inflight_bytes >= progress->inflight[progress->inflight_head].bytes);
-    progress->inflight_bytes -= progress->inflight[progress->inflight_head].bytes;
+    const struct raft_inflight *oldest = &progress->inflight[progress->inflight_head];
+    assert(progress->inflight_bytes >= oldest->bytes);
+    progress->inflight_bytes -= oldest->bytes;
+    note_round_trip(progress, now > oldest->sent_at ? now - oldest->sent_at : 0);
     progress->inflight_head = (progress->inflight_head + 1) % RAFT_INFLIGHT_MAX;
     progress->n_inflight--;
   }
@@ -85,7 +104,7 @@ bool raft_progress_accepted(struct raft_progress *progress, uint64_t now, uint64
     forget_inflight(progress);
     return true;
   }
-  free_inflight(progress, index);
+  free_inflight(progress, now, index);
   if (progress->next_index <= progress->match_index) {
     progress->next_index = progress->match_index + 1;
   }

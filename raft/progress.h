@@ -11,9 +11,12 @@
 
 enum raft_progress_state { RAFT_PROBE, RAFT_REPLICATE, RAFT_TRANSFER };
 
+#define RAFT_ROUND_TRIP_SAMPLES 64u /* answers after which an older, shorter round trip is forgotten */
+
 struct raft_inflight {
   uint64_t last_index;
   uint64_t bytes;
+  uint64_t sent_at;
 };
 
 struct raft_progress {
@@ -30,6 +33,9 @@ struct raft_progress {
   struct raft_inflight inflight[RAFT_INFLIGHT_MAX]; /* ring, by rising last_index */
   uint32_t inflight_head, n_inflight;
   uint64_t inflight_bytes;
+  uint64_t round_trip;       /* shortest of late from an APPEND to its answer; UINT64_MAX: none known */
+  uint64_t round_trip_later; /* the same, of the last n_round_trips alone */
+  uint32_t n_round_trips;
 };
 
 /* The start of a leadership: nothing is known of it but that it may have been there just now. */

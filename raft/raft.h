@@ -172,9 +172,10 @@ struct raft_options {
   uint64_t seed;        /* all of the core's randomness */
   uint64_t election_ns; /* time-outs are drawn from [election, 2*election) */
   uint64_t heartbeat_ns;
-  uint32_t drift_permille; /* bound on how much faster one clock may run than another (lease) */
-  uint32_t window_bytes;   /* unacknowledged payload bytes under way to one follower */
-  uint32_t batch_bytes;    /* most payload bytes in one APPEND; one entry may be larger */
+  uint32_t drift_permille;      /* bound on how much faster one clock may run than another (lease) */
+  uint32_t window_bytes;        /* unacknowledged payload bytes under way to one follower */
+  uint64_t round_trip_short_ns; /* a member that answers within it is sent one APPEND at a time; 0: never */
+  uint32_t batch_bytes;         /* most payload bytes in one APPEND; one entry may be larger */
 };
 
 /* What was durable when this process started. */

@@ -87,6 +87,14 @@ static uint32_t fill_append(const struct raft *raft, const struct raft_progress 
   return n;
 }
 
+/*
+** A message costs both ends a system call and a wake-up. On a short way it is cheaper to wait for the answer to the last one:
+** what gathers until then goes in one. On a long way it would cost latency.
+*/
+static bool is_worth_waiting(const struct raft *raft, const struct raft_progress *progress) {
+  return progress->n_inflight > 0 && progress->round_trip < raft->options.round_trip_short_ns;
+}
+
 static void send_entries(struct raft *raft, uint32_t place) {
   struct raft_progress *progress = &raft->progress[place];
   if (progress->state != RAFT_TRANSFER && progress->next_index < raft->log.first_index) {
@@ -97,7 +105,7 @@ static void send_entries(struct raft *raft, uint32_t place) {
     raft_progress_asked(progress, raft->now);
   }
   while (progress->next_index <= raft_log_last(&raft->log) &&
-         raft_progress_may_send(progress, raft->options.window_bytes)) {
+         raft_progress_may_send(progress, raft->options.window_bytes) && !is_worth_waiting(raft, progress)) {
     uint64_t bytes;
     const uint32_t n = fill_append(raft, progress, &bytes);
     send_append(raft, place, n);

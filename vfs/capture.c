@@ -186,16 +186,23 @@ static int capture_set(struct capture *capture) {
   return error;
 }
 
-/* Ends the parts that were sent. If even that fails, nobody writes in this epoch any more: a later term cancels them. */
+/* Ends the parts that were sent. If even that fails, the next writer tries again, or a later term cancels them. */
 static void abort_parts(struct capture *capture) {
   vfs_encoder_reset(capture->database->encoder);
-  if (propose(capture, VFS_SET_ABORT) != VFS_OK) {
-    atomic_store(&capture->database->parts_dangling, true);
-    return;
-  }
+  capture->database->dangling_index = capture->previous;
+  atomic_store(&capture->database->parts_dangling, true);
+  if (propose(capture, VFS_SET_ABORT) != VFS_OK) return;
+  atomic_store(&capture->database->parts_dangling, false);
   pthread_mutex_lock(&capture->database->mutex);
   capture->database->captured.index = capture->previous;
   pthread_mutex_unlock(&capture->database->mutex);
+}
+
+int vfs_end_dangling_parts(struct vfs_connection *connection) {
+  struct vfs_database *database = connection->database;
+  struct capture capture = {.database = database, .connection = connection, .previous = database->dangling_index};
+  abort_parts(&capture);
+  return atomic_load(&database->parts_dangling) ? VFS_BUSY : VFS_OK;
 }
 
 static void record(struct capture *capture) {

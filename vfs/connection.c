@@ -35,6 +35,15 @@ static uint64_t deadline_of(const struct vfs_connection *connection) {
   return os_now(connection->database->os) + connection->timeout_ms * OS_MS;
 }
 
+/*
+** A forked child has the parent's WAL and wal-index in its hands, and a copy of what its threads knew when it was
+** forked: it does nothing at all, not even the roll-back that closing an open transaction would be.
+*/
+static int refuse_forked(struct vfs_connection *connection) {
+  vfs_connection_fail(connection, "this process was forked from one that uses Balsa; open databases after fork and exec");
+  return SQLITE_IOERR;
+}
+
 /* ---- What the connection's statements are doing ---- */
 
 struct statements {
@@ -43,7 +52,7 @@ struct statements {
 
 static struct statements count_statements(const struct vfs_connection *connection) {
   struct statements found = {0};
-  if (!connection->handle) return found;
+  if (!connection->handle || atomic_load(&connection->has_shared_cache)) return found;
   for (sqlite3_stmt *at = sqlite3_next_stmt(connection->handle, NULL); at; at = sqlite3_next_stmt(connection->handle, at)) {
     if (!sqlite3_stmt_busy(at)) continue;
     found.busy++;
@@ -65,6 +74,11 @@ static int lost_code(const struct vfs_connection *connection) {
   struct statements found = count_statements(connection);
   if (found.busy > 1) return VFS_SQLITE_LOST;
   return found.writing > 0 ? SQLITE_BUSY_SNAPSHOT : SQLITE_ABORT_ROLLBACK;
+}
+
+static int doomed_code(const struct vfs_connection *connection) {
+  bool is_shared = atomic_load(&connection->has_shared_cache);
+  return is_shared || !sqlite3_get_autocommit(connection->handle) ? VFS_SQLITE_LOST : lost_code(connection);
 }
 
 /* Does another Balsa database of the same SQLite connection hold a ticket? Then waiting here could wait for ourselves. */
@@ -95,7 +109,7 @@ static bool is_wal_file(sqlite3 *handle, const char *schema) {
 static bool writes_other_file(struct vfs_connection *connection, bool is_begin) {
   sqlite3 *handle = connection->handle;
   bool before_own = true;
-  if (!handle || !sqlite3_db_name(handle, 1)) return false;
+  if (!handle || atomic_load(&connection->has_shared_cache) || !sqlite3_db_name(handle, 1)) return false;
   for (int i = 0;; i++) {
     const char *schema = sqlite3_db_name(handle, i);
     if (!schema) return false;
@@ -171,16 +185,16 @@ static bool wait_schema(struct vfs_connection *connection, uint64_t deadline) {
 }
 
 /* Waits for its turn and for the right to write. On refusal, `refusal` says why. */
-static bool take_ticket(struct vfs_connection *connection) {
+static bool take_ticket_until(struct vfs_connection *connection, uint64_t deadline) {
   struct vfs_database *database = connection->database;
-  uint64_t deadline = deadline_of(connection);
   uint64_t queue_deadline = holds_another_ticket(connection) ? 0 : deadline;
   for (;;) {
     connection->refusal = VFS_BUSY;
     if (!vfs_ticket_take(&database->ticket, connection, VFS_TICKET_BACK, queue_deadline)) return false;
     connection->generation = atomic_load(&database->generation);
     connection->refusal = database->methods->acquire(database->node, 0, &connection->epoch);
-    if (connection->refusal == VFS_OK && atomic_load(&database->parts_dangling)) connection->refusal = VFS_NOBODY;
+    if (connection->refusal == VFS_OK && atomic_load(&database->parts_dangling))
+      connection->refusal = vfs_end_dangling_parts(connection);
     if (connection->refusal == VFS_OK && !wait_schema(connection, deadline)) connection->refusal = VFS_BUSY;
     if (connection->refusal == VFS_OK) return true;
     vfs_ticket_give(&database->ticket, connection);
@@ -189,6 +203,27 @@ static bool take_ticket(struct vfs_connection *connection) {
     if (connection->refusal != VFS_OK) return false;
     database->methods->release(database->node, connection->epoch);
   }
+}
+
+/*
+** Who has waited for balsa_timeout in vain and comes again at once is SQLite's busy handler, which has a limit of its own: it is
+** answered without another wait, or the two limits would multiply.
+*/
+static uint64_t write_deadline(const struct vfs_connection *connection) {
+  uint64_t now = os_now(connection->database->os);
+  bool is_retry = connection->refused_at != 0 && now - connection->refused_at < VFS_BUSY_RETRY_MAX;
+  return is_retry ? now : deadline_of(connection);
+}
+
+static void note_wait(struct vfs_connection *connection, int refusal) {
+  bool was_in_vain = refusal == VFS_NOBODY || refusal == VFS_BUSY;
+  connection->refused_at = was_in_vain ? os_now(connection->database->os) : 0;
+}
+
+static bool take_ticket(struct vfs_connection *connection) {
+  bool is_taken = take_ticket_until(connection, write_deadline(connection));
+  note_wait(connection, is_taken ? VFS_OK : connection->refusal);
+  return is_taken;
 }
 
 static void give_ticket(struct vfs_connection *connection) {
@@ -212,26 +247,45 @@ static bool is_doomed(const struct vfs_connection *connection) {
 
 /*
 ** A write transaction that ended without a commit leaves what it read in SQLite's cache, and one that changed
-** nothing commits what it saw: it waits for that here, and if this times out, at its next read lock.
+** nothing commits what it saw: it waits for that here, and if this times out, at its next read lock. true: committed.
 */
-static void settle_seen(struct vfs_connection *connection, uint64_t sequence) {
-  if (sequence == 0) return;
-  switch (vfs_wait_sequence(connection->database, sequence, deadline_of(connection))) {
+static bool settle_seen(struct vfs_connection *connection, uint64_t sequence, uint64_t deadline) {
+  if (sequence == 0) return true;
+  switch (vfs_wait_sequence(connection->database, sequence, deadline)) {
     case VFS_FATE_COMMITTED:
       connection->unsettled = 0;
-      break;
+      return true;
     case VFS_FATE_LOST:
       connection->unsettled = 0; /* the header has changed: SQLite drops its cache */
       connection->pending = VFS_PENDING_LOST;
       connection->pending_sequence = sequence;
-      break;
+      return false;
     default:
       connection->unsettled = sequence;
       connection->pending = VFS_PENDING_UNKNOWN;
+      return false;
   }
 }
 
+static uint64_t newest_in_flight(struct vfs_database *database) {
+  pthread_mutex_lock(&database->mutex);
+  vfs_settle(database);
+  uint64_t sequence = database->in_flight_count > 0 ? vfs_newest_sequence(database) : 0;
+  pthread_mutex_unlock(&database->mutex);
+  return sequence;
+}
+
 /* ---- READ locks ---- */
+
+/*
+** In a cache that several SQLite connections share, one would read what another's write transaction has read of
+** speculation, and by the file alone nobody knows whose statement asks.
+*/
+static int refuse_shared_cache(struct vfs_connection *connection) {
+  vfs_connection_fail(connection, "%s: connections to a replicated database cannot share a cache; open them without cache=shared",
+                      connection->database->path);
+  return SQLITE_ERROR;
+}
 
 /* A writing statement reserves the ticket before SQLite chooses its snapshot. */
 static void reserve(struct vfs_connection *connection) {
@@ -249,8 +303,9 @@ static int read_lock(struct vfs_connection *connection, int offset, int flags) {
     return connection->real->pMethods->xShmLock(connection->real, offset, 1, flags);
   }
   if (atomic_load(&database->stopped) || atomic_load(&database->wal_failed)) return SQLITE_IOERR;
+  if (atomic_load(&connection->has_shared_cache)) return refuse_shared_cache(connection);
   if (connection->unsettled) {
-    settle_seen(connection, connection->unsettled);
+    settle_seen(connection, connection->unsettled, deadline_of(connection));
     /* Not SQLITE_BUSY: SQLite would try a hundred times. */
     if (connection->unsettled) return SQLITE_BUSY_TIMEOUT;
   }
@@ -268,8 +323,13 @@ static int read_lock(struct vfs_connection *connection, int offset, int flags) {
   }
   connection->read_lock = offset;
   connection->snapshot = after;
-  if (connection->reserved) connection->gate = 0;
-  else vfs_gate_arm(connection);
+  if (!connection->reserved) {
+    vfs_gate_arm(connection);
+    return SQLITE_OK;
+  }
+  connection->gate = 0;
+  connection->base_sequence = newest_in_flight(database);
+  vfs_ticket_reserve(&database->ticket, connection);
   return SQLITE_OK;
 }
 
@@ -283,14 +343,14 @@ static int read_unlock(struct vfs_connection *connection, int offset, int flags)
     return code;
   }
   connection->refusal = VFS_OK;
-  if (!still_reserved(connection)) return code;
-  /* It was no writer of this database after all. */
-  pthread_mutex_lock(&database->mutex);
-  vfs_settle(database);
-  uint64_t seen = connection->saw_speculation && database->in_flight_count > 0 ? vfs_newest_sequence(database) : 0;
-  pthread_mutex_unlock(&database->mutex);
-  give_ticket(connection);
-  settle_seen(connection, seen);
+  uint64_t seen = connection->saw_speculation ? connection->base_sequence : 0;
+  connection->saw_speculation = false;
+  uint64_t deadline = 0; /* who has no reservation any more has waited at its gate, or was refused */
+  if (still_reserved(connection)) { /* it was no writer of this database after all */
+    give_ticket(connection);
+    deadline = deadline_of(connection);
+  }
+  settle_seen(connection, seen, deadline);
   return code;
 }
 
@@ -302,10 +362,7 @@ static int write_grant(struct vfs_connection *connection) {
     give_ticket(connection);
     return SQLITE_ERROR;
   }
-  pthread_mutex_lock(&database->mutex);
-  vfs_settle(database);
-  connection->base_sequence = database->in_flight_count > 0 ? vfs_newest_sequence(database) : 0;
-  pthread_mutex_unlock(&database->mutex);
+  connection->base_sequence = newest_in_flight(database);
   connection->reserved = false;
   connection->writing = true;
   connection->gate = 0;
@@ -314,6 +371,7 @@ static int write_grant(struct vfs_connection *connection) {
   if (code == SQLITE_OK && connection->strict && connection->base_sequence)
     code = wait_with_ticket(connection, connection->base_sequence, deadline_of(connection));
   if (code != SQLITE_OK) give_ticket(connection);
+  else connection->saw_speculation = false; /* from here on base_sequence is settled with the transaction */
   return code;
 }
 
@@ -356,8 +414,12 @@ static int write_unlock(struct vfs_connection *connection) {
   connection->pending = VFS_PENDING_NONE;
   int code = vfs_capture(connection);
   bool changed_nothing = code == SQLITE_OK && connection->pending == VFS_PENDING_NONE;
+  /* Cursors keep the read lock, which is at this transaction's end now: it may go on to write from there. */
+  if (connection->pending == VFS_PENDING_COMMIT) connection->snapshot = connection->database->header;
   give_ticket(connection);
-  if (changed_nothing) settle_seen(connection, connection->base_sequence);
+  /* Nor may such a cursor show more of what is not committed. */
+  if (changed_nothing && !settle_seen(connection, connection->base_sequence, deadline_of(connection)))
+    connection->gate = connection->base_sequence;
   return code;
 }
 
@@ -365,6 +427,7 @@ static int shm_lock(sqlite3_file *file, int offset, int n, int flags) {
   struct vfs_connection *connection = connection_of(file);
   bool is_lock = (flags & SQLITE_SHM_LOCK) != 0;
   bool is_shared = (flags & SQLITE_SHM_SHARED) != 0;
+  if (vfs_is_forked_child()) return is_lock ? refuse_forked(connection) : SQLITE_OK;
   if (offset >= VFS_WAL_LOCK_READ(0)) {
     if (is_shared) return is_lock ? read_lock(connection, offset, flags) : read_unlock(connection, offset, flags);
   } else if (!is_shared) {
@@ -416,6 +479,7 @@ static int tell_unknown(struct vfs_connection *connection) {
 static int commit_phase_two(struct vfs_connection *connection) {
   struct vfs_database *database = connection->database;
   enum vfs_pending pending = connection->pending;
+  if (vfs_is_forked_child()) return refuse_forked(connection);
   connection->pending = VFS_PENDING_NONE;
   if (pending == VFS_PENDING_NONE) return SQLITE_OK;
   if (pending == VFS_PENDING_LOST) return tell_lost(connection);
@@ -444,13 +508,13 @@ static int before_read(struct vfs_connection *connection, bool is_first_page) {
   if (atomic_load(&database->wal_failed) && connection->read_lock) return SQLITE_IOERR;
   if (is_doomed(connection)) {
     vfs_connection_fail(connection, "the transaction is lost: leadership ended while it was open; run it again");
-    return sqlite3_get_autocommit(connection->handle) ? lost_code(connection) : VFS_SQLITE_LOST;
+    return doomed_code(connection);
   }
   if (connection->reserved && !connection->writing) {
     if (is_first_page) {
       connection->saw_speculation = true;
     } else {
-      vfs_gate_arm(connection);
+      connection->gate = connection->base_sequence;
       give_ticket(connection);
     }
   }
@@ -459,6 +523,7 @@ static int before_read(struct vfs_connection *connection, bool is_first_page) {
 
 static int main_read(sqlite3_file *file, void *bytes, int amount, sqlite3_int64 offset) {
   struct vfs_connection *connection = connection_of(file);
+  if (vfs_is_forked_child()) return refuse_forked(connection);
   if (connection->gate || connection->reserved || connection->writing || atomic_load(&connection->database->stopped)) {
     int code = before_read(connection, offset < (sqlite3_int64)connection->database->page_size);
     if (code != SQLITE_OK) return code;
@@ -495,6 +560,7 @@ static int main_file_size(sqlite3_file *file, sqlite3_int64 *size) {
 static int main_lock(sqlite3_file *file, int level) {
   struct vfs_connection *connection = connection_of(file);
   struct vfs_database *database = connection->database;
+  if (vfs_is_forked_child()) return refuse_forked(connection);
   if (atomic_load(&database->stopped)) return SQLITE_IOERR;
   if (level > SQLITE_LOCK_SHARED) {
     if (atomic_load(&database->ready)) return SQLITE_BUSY;
@@ -502,8 +568,9 @@ static int main_lock(sqlite3_file *file, int level) {
   }
   if (!atomic_load(&database->ready) && is_writing_statement(connection)) {
     uint64_t epoch = 0;
-    if (database->methods->acquire(database->node, deadline_of(connection), &epoch) == VFS_OK)
-      database->methods->release(database->node, epoch);
+    int refusal = database->methods->acquire(database->node, write_deadline(connection), &epoch);
+    if (refusal == VFS_OK) database->methods->release(database->node, epoch);
+    note_wait(connection, refusal);
   }
   /* Until then the node holds the file exclusively, and there is nothing in it to be locked. */
   if (!atomic_load(&database->ready)) return SQLITE_OK;
@@ -512,6 +579,7 @@ static int main_lock(sqlite3_file *file, int level) {
 
 static int main_unlock(sqlite3_file *file, int level) {
   sqlite3_file *real = connection_of(file)->real;
+  if (vfs_is_forked_child()) return SQLITE_OK;
   return real->pMethods->xUnlock(real, level);
 }
 
@@ -578,6 +646,7 @@ static int main_control(sqlite3_file *file, int op, void *argument) {
   switch (op) {
     case SQLITE_FCNTL_PDB:
       pthread_mutex_lock(&connections_mutex);
+      if (connection->handle && connection->handle != *(sqlite3 **)argument) atomic_store(&connection->has_shared_cache, true);
       connection->handle = *(sqlite3 **)argument;
       pthread_mutex_unlock(&connections_mutex);
       return SQLITE_OK;
@@ -623,6 +692,7 @@ static void main_shm_barrier(sqlite3_file *file) {
 static int main_shm_unmap(sqlite3_file *file, int delete_it) {
   (void)delete_it; /* the node's own handle keeps it */
   sqlite3_file *real = connection_of(file)->real;
+  if (vfs_is_forked_child()) return SQLITE_OK;
   return real->pMethods->xShmUnmap(real, 0);
 }
 
@@ -636,6 +706,7 @@ static void unregister(struct vfs_connection *connection) {
 
 static int main_close(sqlite3_file *file) {
   struct vfs_connection *connection = connection_of(file);
+  if (vfs_is_forked_child()) return SQLITE_OK; /* a thread that is gone may hold any of the locks on the way */
   if (connection->reserved || connection->writing) give_ticket(connection);
   unregister(connection);
   int code = connection->real->pMethods->xClose(connection->real);
@@ -690,6 +761,7 @@ static int wal_read(sqlite3_file *file, void *bytes, int amount, sqlite3_int64 o
   struct vfs_wal_file *wal = wal_of(file);
   struct vfs_connection *connection = wal->connection;
   struct vfs_database *database = connection->database;
+  if (vfs_is_forked_child()) return refuse_forked(connection);
   if (connection->gate || connection->reserved || connection->writing || atomic_load(&database->stopped)) {
     uint32_t frame = frame_at(database, offset);
     bool is_first_page = connection->reserved && frame && vfs_wal_frame_page(database->wal, frame) == 1;
@@ -703,9 +775,10 @@ static int wal_write(sqlite3_file *file, const void *bytes, int amount, sqlite3_
   struct vfs_wal_file *wal = wal_of(file);
   struct vfs_connection *connection = wal->connection;
   struct vfs_database *database = connection->database;
+  if (vfs_is_forked_child()) return refuse_forked(connection);
   if (is_doomed(connection) || atomic_load(&database->stopped)) {
     vfs_connection_fail(connection, "the transaction is lost: leadership ended while it was open; run it again");
-    return sqlite3_get_autocommit(connection->handle) ? lost_code(connection) : VFS_SQLITE_LOST;
+    return doomed_code(connection);
   }
   if (amount == VFS_WAL_FRAME_HEADER_SIZE) {
     uint32_t frame = frame_at(database, offset);

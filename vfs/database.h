@@ -31,6 +31,7 @@
 #define VFS_RESERVE_FRAMES 4096      /* wal-index regions are mapped this far ahead */
 #define VFS_DRAIN_MAX (5 * OS_MS)    /* the second pass of a checkpoint stalls writers no longer than this */
 #define VFS_WAIT_SLICE (20 * OS_MS) /* who waits with the ticket looks after its leadership this often */
+#define VFS_BUSY_RETRY_MAX (200 * OS_MS) /* SQLite's busy handler comes again within 100 ms */
 #define VFS_TIMEOUT_MS_MAX 3600000u
 #define VFS_FCNTL_CONNECTION 0x42a15a01 /* sqlite3_file_control: *(struct vfs_connection **)arg */
 
@@ -72,7 +73,7 @@ struct vfs_database {
   atomic_bool ready;       /* page 1, WAL and wal-index are there */
   atomic_bool stopped;
   atomic_bool wal_failed;  /* compensation failed: no reads until restart */
-  atomic_bool parts_dangling; /* parts were proposed and neither ended nor aborted: no writes in this epoch */
+  atomic_bool parts_dangling; /* parts were proposed and neither ended nor aborted: the next writer must do it first */
   atomic_bool checkpoint_wanted;
   atomic_uint_least64_t generation; /* rises when an epoch is lost: older write transactions are doomed */
   atomic_uint_least64_t commit_index;
@@ -94,6 +95,7 @@ struct vfs_database {
   struct vfs_wal_header header; /* the wal-index header of `captured` */
   struct vfs_encoder *encoder;
   struct vfs_decoder *decoder;
+  uint64_t dangling_index; /* the last of such parts */
   uint8_t *before, *after; /* a page each */
   /* a transaction in parts that is being applied */
   bool parts_open;
@@ -110,6 +112,7 @@ struct vfs_connection {
   struct vfs_database *database;
   sqlite3_file *real;
   sqlite3 *handle; /* by SQLITE_FCNTL_PDB */
+  atomic_bool has_shared_cache; /* of several SQLite connections: refused, `handle` counts no more */
   struct vfs_connection *next; /* all of the process */
 
   int read_lock; /* SQLite's shm offset, 0 none */
@@ -117,10 +120,11 @@ struct vfs_connection {
   bool retry_expected;  /* the header changed while it waited: SQLite will unlock and lock again */
   bool reserved;        /* has the ticket, WRITE not granted yet */
   bool writing;         /* WRITE granted */
-  bool saw_speculation; /* read page 1 under a mere reservation */
+  bool saw_speculation; /* read page 1 under a mere reservation, which shows base_sequence */
   int refusal;          /* enum vfs_error: the answer to the next request for WRITE */
+  uint64_t refused_at;  /* when it last waited for the ticket in vain; 0: it got it */
   uint64_t epoch, generation;
-  uint64_t base_sequence; /* what it builds on */
+  uint64_t base_sequence; /* what it builds on, from its reservation on; 0: what is committed */
 
   uint64_t gate; /* sequence that its first read must wait for; 0 none */
   uint64_t unsettled; /* sequence that it read and whose fate was open at the last unlock; 0 none */
@@ -147,6 +151,8 @@ int vfs_gate_pass(struct vfs_connection *connection); /* SQLite error code */
 
 /* capture.c: the holder of the ticket. */
 int vfs_capture(struct vfs_connection *connection); /* at the unlock of WRITE; sets pending */
+/* With the right to write: ends the parts that a writer before it could not end. VFS_BUSY: cannot be done now. */
+int vfs_end_dangling_parts(struct vfs_connection *connection);
 /*
 ** Appends what takes the live state back to `target` (a state in the present WAL) and publishes it; the caller records
 ** which sequences are lost. If it fails the database serves no reads until the node starts again.
@@ -169,6 +175,8 @@ struct vfs_wal_file {
 
 /* register.c: a connection is closed. */
 void vfs_database_detach(struct vfs_database *database);
+/* register.c: this process was forked from the one that uses the databases: its copies of locks and states are dead. */
+bool vfs_is_forked_child(void);
 
 /* database.c. Takes the ticket for the node's own work. */
 bool vfs_database_take(struct vfs_database *database, const void *holder, enum vfs_ticket_place place, uint64_t deadline);

@@ -7,7 +7,8 @@
 ** the middle, changes nothing.
 **
 ** When somebody else wrote to the file meanwhile, the log is the truth: the file is copied aside and made again
-** from the first entry.
+** from the first entry. After a stop in order it must be the state of its marks and the WAL empty, so that is looked at before
+** anything is written, and the copy is whole. After a crash only the state behind the redo can be verified.
 */
 #include <errno.h>
 #include <stdio.h>
@@ -28,6 +29,7 @@ struct redo {
   uint64_t log_first;
   const struct vfs_source *snapshot; /* NULL: none; used once */
   uint32_t auto_vacuum;
+  uint64_t foreign_wal_size; /* of a WAL that somebody wrote after a stop in order; 0 none */
 };
 
 void vfs_first_page(uint8_t *page, uint32_t page_size, uint32_t auto_vacuum) {
@@ -184,6 +186,41 @@ static int mark_redone(struct redo *redo) {
   return vfs_write_marks(database, &marks);
 }
 
+/* The WAL was empty when the node stopped. What it holds now was committed by somebody who did not come to checkpoint. */
+static int find_foreign_wal(struct redo *redo) {
+  char path[OS_PATH_MAX];
+  struct os_file *file = NULL;
+  snprintf(path, sizeof path, "%s-wal", redo->database->path);
+  int error = os_open(redo->database->os, path, OS_OPEN_READ, &file);
+  if (error == -ENOENT) return VFS_OK;
+  if (!error) error = os_size(file, &redo->foreign_wal_size);
+  os_close(file);
+  if (!error) return VFS_OK;
+  snprintf(redo->text, VFS_TEXT_MAX, "%s cannot be read: %s", path, strerror(-error));
+  return VFS_IO;
+}
+
+/* Beside the copy of its database, so that a plain program opens both. */
+static int copy_foreign_wal(struct redo *redo, const char *name, uint8_t *buffer) {
+  char from_path[OS_PATH_MAX], to_path[VFS_TEXT_MAX + 8];
+  struct os_file *from = NULL, *to = NULL;
+  if (redo->foreign_wal_size == 0) return 0;
+  snprintf(from_path, sizeof from_path, "%s-wal", redo->database->path);
+  snprintf(to_path, sizeof to_path, "%s-wal", name);
+  int error = os_open(redo->database->os, from_path, OS_OPEN_READ, &from);
+  if (!error) error = os_open(redo->database->os, to_path, OS_OPEN_WRITE | OS_OPEN_CREATE, &to);
+  for (uint64_t at = 0; !error && at < redo->foreign_wal_size;) {
+    int64_t n = os_read(from, buffer, COPY_BYTES, at);
+    if (n == 0) break;
+    error = n < 0 ? (int)n : os_write(to, buffer, (size_t)n, at);
+    if (n > 0) at += (uint64_t)n;
+  }
+  if (!error) error = os_sync(to);
+  os_close(from);
+  os_close(to);
+  return error;
+}
+
 /* Nothing is ever thrown away: the changed file stays under a telling name. */
 static int copy_aside(struct redo *redo, char *name, size_t name_size) {
   struct vfs_database *database = redo->database;
@@ -202,9 +239,18 @@ static int copy_aside(struct redo *redo, char *name, size_t name_size) {
     if (!error) error = os_write(copy, buffer, (size_t)n, (uint64_t)at);
   }
   if (!error) error = os_sync(copy);
+  if (!error) error = copy_foreign_wal(redo, name, buffer);
+  char parent[OS_PATH_MAX];
+  snprintf(parent, sizeof parent, "%s/..", database->folder);
+  if (!error) error = os_sync_directory(database->os, parent);
   os_close(copy);
   free(buffer);
-  if (!error) return VFS_OK;
+  if (!error) {
+    sqlite3_log(SQLITE_WARNING,
+                "balsa: %s was changed by another program while its node was down; it is kept as %s, and the log counts",
+                database->path, name);
+    return VFS_OK;
+  }
   snprintf(redo->text, VFS_TEXT_MAX, "%s: cannot be copied aside to %s (error %d); make room there", database->path, name, error);
   return error == -ENOSPC ? VFS_NO_SPACE : VFS_IO;
 }
@@ -219,6 +265,7 @@ static int mark_rebuild(struct redo *redo) {
   marks.begun = redo->through;
   marks.page_size = database->page_size;
   marks.pages = 1;
+  marks.stopped_in_order = false;
   return vfs_write_marks(database, &marks);
 }
 
@@ -265,12 +312,13 @@ static int rebuild(struct redo *redo) {
   return error ? error : finish_file(redo);
 }
 
-static int differs(struct redo *redo, bool *is_different) {
+/* `has_size`: the file must have its size by now, too. */
+static int differs(struct redo *redo, bool has_size, bool *is_different) {
   struct vfs_database *database = redo->database;
   sqlite3_int64 size = 0;
   uint64_t checksum = 0;
   if (database->file->pMethods->xFileSize(database->file, &size) != SQLITE_OK) return VFS_IO;
-  *is_different = size != (sqlite3_int64)redo->pages * database->page_size;
+  *is_different = has_size && size != (sqlite3_int64)redo->pages * database->page_size;
   if (*is_different) return VFS_OK;
   int error = vfs_scan_checksum(database, redo->pages, &checksum);
   *is_different = checksum != redo->checksum;
@@ -279,19 +327,28 @@ static int differs(struct redo *redo, bool *is_different) {
 
 static int rebuild_changed(struct redo *redo) {
   struct vfs_database *database = redo->database;
-  char name[VFS_TEXT_MAX];
   bool is_different = false;
-  int error = copy_aside(redo, name, sizeof name);
-  if (error) return error;
-  sqlite3_log(SQLITE_WARNING, "balsa: %s was changed by another program while its node was down; it is kept as %s and made again from the log",
-              database->path, name);
-  error = rebuild(redo);
-  if (!error) error = differs(redo, &is_different);
+  int error = rebuild(redo);
+  if (!error) error = differs(redo, true, &is_different);
   if (!error && is_different) {
     snprintf(redo->text, VFS_TEXT_MAX, "%s: made again from the log, it still differs from what the log says", database->path);
     return VFS_DIFFERS;
   }
   return error;
+}
+
+static int redo_file(struct redo *redo, bool verify) {
+  char name[VFS_TEXT_MAX];
+  bool is_exact = redo->database->marks.stopped_in_order, is_different = false;
+  int error = is_exact ? find_foreign_wal(redo) : VFS_OK;
+  if (!error && is_exact && verify) error = differs(redo, true, &is_different);
+  if (!error && redo->foreign_wal_size > 0 && !is_different) error = copy_aside(redo, name, sizeof name);
+  if (!error && !is_different) error = redo_range(redo, redo->database->marks.checkpointed + 1);
+  /* What lies behind the end belongs into the copy, so it is cut after this. */
+  if (!error && !is_exact && verify) error = differs(redo, false, &is_different);
+  if (!error && !is_different) return finish_file(redo);
+  if (!error) error = copy_aside(redo, name, sizeof name);
+  return error ? error : rebuild_changed(redo);
 }
 
 int vfs_redo(struct vfs_database *database, const struct vfs_redo_options *options, uint64_t *applied, char *text) {
@@ -307,17 +364,9 @@ int vfs_redo(struct vfs_database *database, const struct vfs_redo_options *optio
       .auto_vacuum = options->auto_vacuum,
   };
   sqlite3_int64 size = 0;
-  bool is_different = false;
   if (database->file->pMethods->xFileSize(database->file, &size) != SQLITE_OK) return VFS_IO;
-  int error = VFS_OK;
-  if (size == 0 || redo.log_first > database->marks.checkpointed + 1) {
-    error = rebuild(&redo);
-  } else {
-    error = redo_range(&redo, database->marks.checkpointed + 1);
-    if (!error) error = finish_file(&redo);
-    if (!error && options->verify) error = differs(&redo, &is_different);
-    if (!error && is_different) error = rebuild_changed(&redo);
-  }
+  bool is_lost = size == 0 || redo.log_first > database->marks.checkpointed + 1;
+  int error = is_lost ? rebuild(&redo) : redo_file(&redo, options->verify);
   if (!error) error = mark_redone(&redo);
   if (error) return error;
   *applied = redo.through;

@@ -19,6 +19,8 @@ const char *vfs_open_error(void) { return open_error; }
 
 static void note_fork(void) { atomic_store(&is_forked_child, true); }
 
+bool vfs_is_forked_child(void) { return atomic_load_explicit(&is_forked_child, memory_order_relaxed); }
+
 /* The memory behind our own struct in SQLite's allocation, aligned for the base VFS's file. */
 static sqlite3_file *real_file(sqlite3_file *file, size_t own_size) {
   return (sqlite3_file *)(void *)((char *)file + ((own_size + 15) & ~(size_t)15));
@@ -29,7 +31,7 @@ static int open_main(sqlite3_vfs *vfs, const char *name, sqlite3_file *file, int
   struct vfs_database *database = NULL;
   memset(connection, 0, sizeof *connection);
   open_error[0] = 0;
-  if (atomic_load(&is_forked_child)) {
+  if (vfs_is_forked_child()) {
     snprintf(open_error, sizeof open_error, "%s: this process was forked from one that uses Balsa; open databases after fork and exec", name);
     return SQLITE_CANTOPEN;
   }
@@ -99,7 +101,7 @@ static int vfs_current_time64(sqlite3_vfs *vfs, sqlite3_int64 *now) {
   return base_of(vfs)->xCurrentTimeInt64(base_of(vfs), now);
 }
 
-int vfs_register(const struct vfs_host *the_host) {
+int vfs_register(const struct vfs_host *the_host, bool is_default) {
   sqlite3_vfs *base = sqlite3_vfs_find(NULL);
   if (!base || base->iVersion < 2) return SQLITE_ERROR;
   host = the_host;
@@ -125,7 +127,7 @@ int vfs_register(const struct vfs_host *the_host) {
       .xGetLastError = vfs_last_error,
       .xCurrentTimeInt64 = vfs_current_time64,
   };
-  return sqlite3_vfs_register(&balsa_vfs, 0);
+  return sqlite3_vfs_register(&balsa_vfs, is_default);
 }
 
 void vfs_database_detach(struct vfs_database *database) { host->detach(database); }

@@ -22,7 +22,7 @@ void vfs_ticket_destroy(struct vfs_ticket *ticket) {
 /* mutex held. Hands a free ticket to the first waiter. */
 static void ticket_pass(struct vfs_ticket *ticket) {
   struct vfs_ticket_waiter *waiter = ticket->first;
-  ticket->kept_since = 0;
+  ticket->kept_until = 0;
   ticket->holder = waiter ? waiter->holder : NULL;
   if (!waiter) return;
   ticket->first = waiter->next;
@@ -58,7 +58,7 @@ static void ticket_dequeue(struct vfs_ticket *ticket, struct vfs_ticket_waiter *
 
 /* mutex held. Takes the ticket from a holder that kept it too long; the first waiter looks after that. */
 static void ticket_expire(struct vfs_ticket *ticket, uint64_t now) {
-  if (ticket->holder && ticket->kept_since && now >= ticket->kept_since + VFS_TICKET_KEPT_MAX) ticket_pass(ticket);
+  if (ticket->holder && ticket->kept_until && now >= ticket->kept_until) ticket_pass(ticket);
 }
 
 static bool ticket_wait(struct vfs_ticket *ticket, struct vfs_ticket_waiter *waiter, uint64_t deadline) {
@@ -67,9 +67,9 @@ static bool ticket_wait(struct vfs_ticket *ticket, struct vfs_ticket_waiter *wai
     if (ticket->first == waiter) ticket_expire(ticket, now);
     if (waiter->granted) break;
     if (now >= deadline) return false;
-    uint64_t until = deadline;
-    if (ticket->kept_since && ticket->kept_since + VFS_TICKET_KEPT_MAX < until)
-      until = ticket->kept_since + VFS_TICKET_KEPT_MAX;
+    uint64_t until = now + VFS_TICKET_KEPT_MAX;
+    if (ticket->kept_until > now && ticket->kept_until < until) until = ticket->kept_until;
+    if (deadline < until) until = deadline;
     os_condition_wait(ticket->os, &waiter->turn, &ticket->mutex, until);
   }
   return true;
@@ -82,7 +82,7 @@ bool vfs_ticket_take(struct vfs_ticket *ticket, const void *holder, enum vfs_tic
   bool granted = ticket->holder == NULL && ticket->first == NULL;
   if (granted) {
     ticket->holder = holder;
-    ticket->kept_since = 0;
+    ticket->kept_until = 0;
   } else if (deadline > 0) {
     struct vfs_ticket_waiter waiter = {.holder = holder};
     os_condition_init(&waiter.turn);
@@ -104,17 +104,21 @@ void vfs_ticket_give(struct vfs_ticket *ticket, const void *holder) {
 bool vfs_ticket_use(struct vfs_ticket *ticket, const void *holder) {
   pthread_mutex_lock(&ticket->mutex);
   bool has = ticket->holder == holder;
-  if (has) ticket->kept_since = 0;
+  if (has) ticket->kept_until = 0;
   pthread_mutex_unlock(&ticket->mutex);
   return has;
 }
 
+/* Neither wakes anybody: nearly always it is used a moment later, and the first waiter looks now and then. */
 void vfs_ticket_keep(struct vfs_ticket *ticket, const void *holder) {
   pthread_mutex_lock(&ticket->mutex);
-  if (ticket->holder == holder) {
-    ticket->kept_since = os_now(ticket->os);
-    if (ticket->first) pthread_cond_signal(&ticket->first->turn);
-  }
+  if (ticket->holder == holder) ticket->kept_until = os_now(ticket->os) + VFS_TICKET_KEPT_MAX;
+  pthread_mutex_unlock(&ticket->mutex);
+}
+
+void vfs_ticket_reserve(struct vfs_ticket *ticket, const void *holder) {
+  pthread_mutex_lock(&ticket->mutex);
+  if (ticket->holder == holder) ticket->kept_until = os_now(ticket->os) + VFS_TICKET_RESERVED_MAX;
   pthread_mutex_unlock(&ticket->mutex);
 }
 

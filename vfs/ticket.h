@@ -16,6 +16,11 @@
 ** time: the retry may never come.
 */
 #define VFS_TICKET_KEPT_MAX (50 * OS_MS)
+/*
+** One that was not used is taken after this: a statement that writes elsewhere and finds all of this database's pages
+** in its cache shows by no read that it wants no ticket, and may leave a transaction open.
+*/
+#define VFS_TICKET_RESERVED_MAX (1 * OS_SECOND)
 
 struct vfs_ticket_waiter;
 
@@ -23,7 +28,7 @@ struct vfs_ticket {
   pthread_mutex_t mutex;
   struct os *os;
   const void *holder;   /* NULL: free. Any address that tells holders apart */
-  uint64_t kept_since;  /* 0: in use */
+  uint64_t kept_until;  /* others may take it from then on; 0: in use */
   struct vfs_ticket_waiter *first, *last;
 };
 
@@ -39,6 +44,8 @@ void vfs_ticket_give(struct vfs_ticket *ticket, const void *holder);
 bool vfs_ticket_use(struct vfs_ticket *ticket, const void *holder);
 /* From now on others may take it after VFS_TICKET_KEPT_MAX. */
 void vfs_ticket_keep(struct vfs_ticket *ticket, const void *holder);
+/* The same after VFS_TICKET_RESERVED_MAX (twice that, for who waits already). */
+void vfs_ticket_reserve(struct vfs_ticket *ticket, const void *holder);
 /* Who has it now; NULL nobody. For messages only: it may have changed by the time the caller looks. */
 const void *vfs_ticket_holder(struct vfs_ticket *ticket);
 

@@ -217,8 +217,11 @@ struct vfs_host {
   /* The connection is closed. */
   void (*detach)(struct vfs_database *database);
 };
-/* Registers the VFS "balsa" over the default one; not as default. SQLite error code. Once per process. */
-int vfs_register(const struct vfs_host *host);
+/*
+** Registers the VFS "balsa" over the default one. `is_default`: databases that are opened without naming a VFS go
+** through it too. SQLite error code. Once per process.
+*/
+int vfs_register(const struct vfs_host *host, bool is_default);
 
 /* One open main database file of one SQLite connection. Used on the connection's own thread. */
 struct vfs_connection;

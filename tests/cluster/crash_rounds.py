@@ -3,7 +3,8 @@
 
     crash_rounds.py --nodes 3 --rounds 20 --mode kill    SIGKILL of a random node at a random moment
                                           --mode stop    SIGSTOP of the leader for --seconds
-                                          --mode cut     the leader cut off by a proxy for --seconds
+                                          --mode cut     the leader cut off by a proxy for --seconds,
+                                                         both ways or only to or from it
 
 Eight connections of each node insert ids into a table without a unique index (on followers they are
 told to go elsewhere). After each round all is equal, and every answer is held against the tables.
@@ -40,15 +41,17 @@ def disturb(cluster, mode, chance, seconds):
         node.resume()
         return f"stopped node {node.number} (leader) for {seconds} s", 0
     style = chance.choice(["close", "hold"])
-    cluster.isolate(node, style)
+    ways = chance.choice(["both", "out", "in"])
+    cluster.isolate(node, style, ways)
     time.sleep(seconds)
     cluster.heal()
-    return f"cut node {node.number} (leader) off for {seconds} s ({style})", 0
+    return f"cut node {node.number} (leader) off for {seconds} s ({ways}, {style})", 0
 
 
 def test(report, folder, chosen):
     chance = random.Random(chosen.seed)
-    cluster = harness.Cluster(report, folder, chosen.nodes, chosen.extension, proxied=chosen.mode == "cut")
+    cluster = harness.Cluster(report, folder, chosen.nodes, chosen.extension, proxied=chosen.mode == "cut",
+                              options={"commit_timeout": chosen.commit_timeout})
     cluster.start()
     answers = harness.Answers()
     total = harness.collections.Counter()
@@ -79,5 +82,6 @@ def told(counts):
 
 
 if __name__ == "__main__":
-    chosen = harness.arguments(__doc__, nodes=3, rounds=3, mode="kill", transactions=1000, seconds=3.0)
+    chosen = harness.arguments(__doc__, nodes=3, rounds=3, mode="kill", transactions=1000, seconds=3.0,
+                               commit_timeout=5000)
     harness.run(test, chosen)

@@ -4,8 +4,8 @@
     cutoffs.py --rounds 200
 
 What a connection is told must hold at once and for ever: after "lost" no snapshot begun later shows
-the transaction, on the connection itself, on another, or in a plain SQLite outside. Afterwards every
-connection is usable. Every fourth cut-off finds an application in an open write transaction instead
+the transaction, on the connection itself, on another, or in a plain SQLite outside. What any reader in a
+node's process was ever shown stays. Afterwards every connection is usable. Every fourth cut-off finds an application in an open write transaction instead
 of load: it cannot commit, its node waits for it to end, and then catches up.
 """
 
@@ -23,6 +23,7 @@ SITTERS = ("INSERT INTO load(id, body) VALUES(-2, '')", "SELECT sum(length(body)
 def start_writers(cluster):
     for node in cluster.nodes:
         node.do("writers", count=WRITERS, styles=("autocommit", "immediate", "cursor", "deferred", "upgrade"), check_lost=True)
+        node.do("watch", count=2)
 
 
 def cut_under_load(cluster, chance):
@@ -98,11 +99,14 @@ def test(report, folder, chosen):
         for _ in range(loaded):
             cut_under_load(cluster, chance)
         harness.stop_writers(cluster)
+        seen = {ident for node in cluster.nodes for ident in node.do("stop_watch")}
         done += loaded
         for _ in range(min(GROUP // 4, chosen.rounds - done)):
             cut_with_sitter(cluster, report, done)
             done += 1
         statuses = cluster.check_equal()
+        there = {row[0] for row in cluster.nodes[0].sql("SELECT id FROM load")}
+        report.check(seen and seen <= there, "what a reader was shown stays", f"{len(seen)} seen, gone: {list(seen - there)[:5]}")
         counts = cluster.check_answers(answers, WRITERS * max(loaded, statuses[0]["term"] - term))
         term = statuses[0]["term"]
         total.update(counts)

@@ -372,9 +372,11 @@ class Cluster:
     def wait_leader(self, nodes=None, limit=READY_LIMIT_S):
         return self.wait_for("a leader", lambda: self.leader(nodes), limit)
 
-    def isolate(self, node, style):
-        pairs = [pair for other in self.nodes if other is not node
-                 for pair in ((node.number, other.number), (other.number, node.number))]
+    def isolate(self, node, style, ways="both"):
+        """Cuts what the node sends ("out"), what it receives ("in"), or both."""
+        others = [other.number for other in self.nodes if other is not node]
+        pairs = [(node.number, other) for other in others if ways in ("both", "out")]
+        pairs += [(other, node.number) for other in others if ways in ("both", "in")]
         self.tell_proxy(cut=pairs, style=style)
 
     def heal(self):

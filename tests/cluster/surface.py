@@ -2,12 +2,17 @@
 """What a user sees: options, forming a cluster, the SQL surface, refusals. One process per node."""
 
 import os
+import shutil
 import sqlite3
 import subprocess
+import time
 
 import harness
+from worker import outcome_of
 
 ROWS = 20000
+# A write gives up after commit_timeout and SQLite's busy time-out (worker.py); not after their product.
+LIMIT_S = 10
 
 
 def refused(report, what, call, code=None, words=()):
@@ -65,7 +70,7 @@ def forming(report, new):
     node.start()
     state = node.status()["state"]
     report.check(state.startswith("forming") and "2" in state and "3" in state, "names the missing", state)
-    refused(report, "a write while forming", lambda: node.sql("CREATE TABLE t(x)"), 5)
+    refused(report, "a write while forming", lambda: node.sql("CREATE TABLE t(x)", limit=LIMIT_S), 5)
     cluster.nodes[1].start()
     cluster.wait_for("only node 3 is missing", lambda: "2@" not in node.status()["state"].split("forming")[-1], 10)
     cluster.nodes[2].start()
@@ -76,6 +81,26 @@ def forming(report, new):
     expected = [[n, "voter", int(n == leader.number)] for n in (1, 2, 3)]
     report.check(rows == expected, "balsa_members", rows)
     report.check(leader.status()["tolerates"] == 1, "tolerates one failure", leader.status())
+
+
+@part("without a majority a write gives up within its limits")
+def minority(report, new):
+    cluster = new(3, options={"commit_timeout": 500})
+    leader = cluster.start()
+    cluster.wait_equal()
+    for node in cluster.nodes:
+        if node is not leader:
+            node.kill()
+    insert = "INSERT INTO load VALUES(1, 'x')"
+    try:
+        leader.sql(insert, limit=LIMIT_S)
+        report.check(False, "a COMMIT that reaches no majority is not OK")
+    except harness.CommandError as error:
+        report.check(outcome_of(error.code or 0) in ("unknown", "busy"), "the first is unknown, or not begun", error)
+    refused(report, "a write without a leader", lambda: leader.sql(insert, limit=LIMIT_S), 5)
+    report.check(leader.sql("SELECT count(*) FROM load", limit=LIMIT_S) == [[0]], "reads go on")
+    next(node for node in cluster.nodes if not node.alive).start()
+    cluster.wait_leader().sql("INSERT INTO load VALUES(2, 'x')")
 
 
 @part("an existing database becomes the first state of a cluster")
@@ -264,6 +289,34 @@ def tokens(report, new):
         lambda: leader.sql("BEGIN IMMEDIATE") or leader.sql("SELECT balsa_wait(1)"),
     )
     leader.sql("ROLLBACK")
+
+
+@part("a node that lost its folder is not taken for its former self")
+def wiped(report, new):
+    cluster = new(3)
+    leader = cluster.start()
+    cluster.wait_equal()
+    victim = next(node for node in cluster.nodes if node is not leader)
+    victim.kill()
+    for name in os.listdir(victim.folder):
+        if name.startswith("app.db"):
+            path = os.path.join(victim.folder, name)
+            shutil.rmtree(path) if os.path.isdir(path) else os.remove(path)
+    victim.start()
+    leader.sql("INSERT INTO load VALUES(1, 'x')")
+    state = cluster.wait_for("a state that says so", lambda: "refused" in victim.status()["state"] and victim.status()["state"], 15)
+    report.say(f"its state: {state}")
+    other = next(node for node in cluster.nodes if node not in (leader, victim))
+    leader.kill()
+    deadline = time.monotonic() + 4
+    while time.monotonic() < deadline:
+        if any(node.status()["role"] == "leader" for node in (other, victim)):
+            report.check(False, "its vote does not count", cluster.describe())
+            return
+        time.sleep(0.05)
+    report.check(True, "its vote does not count")
+    leader.start()
+    cluster.wait_leader([leader, other]).sql("INSERT INTO load VALUES(2, 'x')")
 
 
 def test(report, folder, chosen):

@@ -65,7 +65,9 @@ class Worker:
         self.readers = []
         self.stop_readers = threading.Event()
         self.reads = []
-        self.latencies = []
+        self.watchers = []
+        self.stop_watching = threading.Event()
+        self.seen = set()
         loader = sqlite3.connect(":memory:")
         loader.enable_load_extension(True)
         loader.load_extension(config["extension"])
@@ -158,7 +160,7 @@ class Worker:
 
     def command_readers(self, count, sql, busy_timeout_ms=0):
         self.stop_readers.clear()
-        self.reads, self.latencies = [], []
+        self.reads = []
         for i in range(count):
             thread = threading.Thread(target=self.read, args=(sql, busy_timeout_ms), daemon=True)
             self.readers.append(thread)
@@ -170,6 +172,22 @@ class Worker:
             thread.join()
         self.readers = []
         return summary_of(self.reads, self.complaints)
+
+    def command_watch(self, count):
+        """Readers that remember every id they were shown."""
+        self.stop_watching.clear()
+        for _ in range(count):
+            thread = threading.Thread(target=self.watch, daemon=True)
+            self.watchers.append(thread)
+            thread.start()
+
+    def command_stop_watch(self):
+        self.stop_watching.set()
+        for thread in self.watchers:
+            thread.join()
+        self.watchers = []
+        seen, self.seen = self.seen, set()
+        return sorted(seen)
 
     def command_libraries(self):
         with open("/proc/self/maps", encoding="ascii") as maps:
@@ -359,6 +377,21 @@ class Worker:
         connection.close()
         with self.lock:
             self.reads.append({"reads": reads, "failures": failures, "longest_ms": longest * 1000, "seconds": seconds})
+
+    def watch(self):
+        connection = self.open()
+        seen = set()
+        while not self.stop_watching.is_set():
+            try:
+                seen.update(row[0] for row in connection.execute("SELECT id FROM load ORDER BY rowid DESC LIMIT 8"))
+            except sqlite3.Error as error:
+                code = getattr(error, "sqlite_errorcode", -1)
+                if outcome_of(code) not in ("busy", "lost", "behind"):
+                    self.complain(f"a reader: {error} ({code})")
+            self.stop_watching.wait(0.002)
+        connection.close()
+        with self.lock:
+            self.seen |= seen
 
     # ---- The loop ----
 

@@ -12,6 +12,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define CAPACITY_MIN UINT64_C(4096)
+
 struct inode {
   struct inode *next, **link; /* of the disk's list */
   unsigned references;        /* of names, changes of names and open files */
@@ -128,7 +130,7 @@ static void inode_set(struct sim_disk *disk, struct inode **place, struct inode 
 }
 
 static void inode_reserve(struct inode *inode, uint64_t size) {
-  uint64_t capacity = inode->capacity ? inode->capacity : 8 * SIM_DISK_SECTOR;
+  uint64_t capacity = inode->capacity ? inode->capacity : CAPACITY_MIN;
   if (size <= inode->capacity) return;
   while (capacity < size) capacity *= 2;
   inode->now = grow(inode->now, capacity);
@@ -202,11 +204,9 @@ static void parent_of(const char *path, char parent[OS_PATH_MAX]) {
   const char *slash = strrchr(path, '/');
   size_t length = slash ? (size_t)(slash - path) : 0;
   assert(length < OS_PATH_MAX);
-  if (slash == NULL)
-    strcpy(parent, ".");
-  else if (length == 0)
-    strcpy(parent, "/");
-  else {
+  if (slash == NULL || length == 0) {
+    memcpy(parent, slash ? "/" : ".", 2);
+  } else {
     memcpy(parent, path, length);
     parent[length] = 0;
   }
@@ -633,6 +633,7 @@ static void make_roots(struct sim_disk *disk) {
   static const char *const roots[] = {"/", "."};
   for (size_t i = 0; i < 2; i++) {
     size_t at = name_make(disk, roots[i]); /* may move names */
+    assert(disk->names);
     struct name *name = &disk->names[at];
     struct inode *inode = inode_new(disk, true);
     inode_set(disk, &name->now, inode);
@@ -682,7 +683,10 @@ static void forget_names(struct sim_disk *disk) {
 
 void sim_disk_free(struct sim_disk *disk) {
   if (disk == NULL) return;
-  while (disk->files) sim_close(&disk->files->base);
+  for (struct sim_file *file = disk->files, *next; file; file = next) {
+    next = file->next;
+    sim_close(&file->base);
+  }
   forget_names(disk);
   assert(disk->inodes == NULL && disk->used == 0);
   free(disk->names);

@@ -23,6 +23,8 @@ static void check(int error, const char *text) {
 static int acquire(void *context, uint64_t deadline, uint64_t *epoch) {
   struct stand_in *node = context;
   pthread_mutex_lock(&node->mutex);
+  node->asked++;
+  node->waited += !node->leads && !node->other_leads && os_now(os_real()) < deadline;
   while (!node->leads && !node->other_leads) {
     if (os_condition_wait(os_real(), &node->changed, &node->mutex, deadline) != 0) break;
   }
@@ -57,6 +59,7 @@ static int propose(void *context, uint64_t epoch, const struct vfs_change_set *s
     struct vfs_log_entry entry = {.epoch = epoch, .is_change_set = true, .set = *set};
     append(node, &entry);
     *index = node->last;
+    if (node->refuses_after > 0 && --node->refuses_after == 0) node->refuses = true;
     if (!node->holds) {
       node->commit_index = node->last;
       vfs_committed(node->database, node->commit_index);
@@ -145,7 +148,7 @@ static void detach(struct vfs_database *database) { (void)database; }
 void stand_in_setup(void) {
   static const struct vfs_host host = {attach, detach};
   sqlite3_initialize();
-  check(vfs_register(&host), "vfs_register");
+  check(vfs_register(&host, false), "vfs_register");
 }
 
 /* ---- Its life ---- */
@@ -312,6 +315,27 @@ void stand_in_compensate(struct stand_in *node) {
 void stand_in_step_down(struct stand_in *node) {
   stand_in_end_epoch(node);
   stand_in_compensate(node);
+}
+
+void stand_in_resign(struct stand_in *node) {
+  pthread_mutex_lock(&node->mutex);
+  node->leads = node->other_leads = false;
+  node->asked = node->waited = 0;
+  pthread_mutex_unlock(&node->mutex);
+}
+
+uint32_t stand_in_asked(struct stand_in *node) {
+  pthread_mutex_lock(&node->mutex);
+  uint32_t asked = node->asked;
+  pthread_mutex_unlock(&node->mutex);
+  return asked;
+}
+
+uint32_t stand_in_waited(struct stand_in *node) {
+  pthread_mutex_lock(&node->mutex);
+  uint32_t waited = node->waited;
+  pthread_mutex_unlock(&node->mutex);
+  return waited;
 }
 
 void stand_in_lead(struct stand_in *node) {

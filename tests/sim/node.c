@@ -599,7 +599,8 @@ static void open_core(struct sim *sim, struct sim_node *node, const struct raft_
                                        .heartbeat_ns = sim->heartbeat_ns,
                                        .drift_permille = sim->drift_permille,
                                        .window_bytes = sim->window_bytes,
-                                       .batch_bytes = sim->batch_bytes};
+                                       .batch_bytes = sim->batch_bytes,
+                                       .round_trip_short_ns = sim->round_trip_short_ns};
   const struct raft_start start = {.now = local_now(sim, node),
                                    .term = state->term,
                                    .voted_for = state->voted_for,

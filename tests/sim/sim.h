@@ -287,6 +287,7 @@ struct sim {
   uint32_t n_first; /* operations of the first state, which forms the log with the configuration */
   uint64_t election_ns, heartbeat_ns;
   uint32_t drift_permille, window_bytes, batch_bytes, segment_bytes, cache_bytes;
+  uint64_t round_trip_short_ns; /* members that answer within it get one APPEND at a time */
   uint32_t uncommitted_max; /* clients wait when a leader has more of that */
   uint64_t counters[SIM_COUNTERS];
   bool has_failed;

@@ -117,8 +117,8 @@ static sqlite3 *open_plain(const char *name) {
 static void a_new_database_is_writable_at_once_and_keeps_its_rows(void **state) {
   (void)state;
   sqlite3 *db = open_node("app.db", "");
-  run(db, "CREATE TABLE t(a); INSERT INTO t VALUES(1),(2)");
   assert_string_equal(ask(db, "SELECT role FROM balsa_status"), "leader");
+  run(db, "CREATE TABLE t(a); INSERT INTO t VALUES(1),(2)");
   assert_string_equal(ask(db, "SELECT state FROM balsa_status"), "ready");
   assert_string_equal(ask(db, "SELECT tolerates FROM balsa_status"), "0");
   char cluster[64], checksum[32];
@@ -128,7 +128,7 @@ static void a_new_database_is_writable_at_once_and_keeps_its_rows(void **state) 
   stop(db);
 
   db = open_node("app.db", "");
-  run(db, "INSERT INTO t SELECT 3 WHERE false"); /* waits until it leads again */
+  assert_string_equal(ask(db, "SELECT state FROM balsa_status"), "ready");
   assert_string_equal(ask(db, "SELECT group_concat(a) FROM t"), "1,2");
   assert_string_equal(ask(db, "SELECT cluster FROM balsa_status"), cluster);
   assert_string_equal(ask(db, "SELECT checksum FROM balsa_status"), checksum);
@@ -567,7 +567,7 @@ static void a_node_that_was_away_catches_up(void **state) {
   assert_equal_nodes(&cluster, leader);
   stop(cluster.db[away]);
   cluster.db[away] = NULL;
-  for (int i = 0; i < 50; i++) leader = run_on_leader(&cluster, "INSERT INTO t VALUES(1, randomblob(2000))");
+  for (int i = 0; i < 50; i++) run_on_leader(&cluster, "INSERT INTO t VALUES(1, randomblob(2000))");
   open_member(&cluster, away);
   leader = run_on_leader(&cluster, "INSERT INTO t VALUES(2, 'back')");
   assert_equal_nodes(&cluster, leader);
@@ -626,6 +626,148 @@ static void a_majority_is_needed_to_commit(void **state) {
   leader = run_on_leader(&cluster, "INSERT INTO t VALUES(2)");
   assert_equal_nodes(&cluster, leader);
   stop_cluster(&cluster);
+}
+
+/* ---- Disks that fail ---- */
+
+/* Beneath all nodes of this process: writes to "/log/" or "/vote", or making "next.tmp", fail with `error`. */
+static struct {
+  pthread_mutex_t mutex;
+  const struct os_methods *real;
+  struct os_methods methods;
+  const char *words; /* NULL: all goes well */
+  int error;
+  int passes;                /* so many writes go well before */
+  struct os_file *files[64]; /* votes */
+} disk = {.mutex = PTHREAD_MUTEX_INITIALIZER};
+
+static void set_disk(const char *words, int passes, int error) {
+  pthread_mutex_lock(&disk.mutex);
+  disk.words = words;
+  disk.passes = passes;
+  disk.error = error;
+  pthread_mutex_unlock(&disk.mutex);
+}
+
+static int disk_error(const char *path) {
+  pthread_mutex_lock(&disk.mutex);
+  bool is_hit = disk.words && strstr(path, disk.words);
+  int error = is_hit && disk.passes == 0 ? disk.error : 0;
+  if (is_hit && disk.passes > 0) disk.passes--;
+  pthread_mutex_unlock(&disk.mutex);
+  return error;
+}
+
+static int disk_open(struct os *os, const char *path, int flags, struct os_file **file) {
+  int error = strstr(path, "next.tmp") ? disk_error("next.tmp") : 0; /* a segment that is being made */
+  if (!error) error = disk.real->open(os, path, flags, file);
+  pthread_mutex_lock(&disk.mutex);
+  for (size_t i = 0; !error && strstr(path, "/vote") && i < 64; i++) {
+    if (disk.files[i]) continue;
+    disk.files[i] = *file;
+    break;
+  }
+  pthread_mutex_unlock(&disk.mutex);
+  return error;
+}
+
+static void disk_close(struct os_file *file) {
+  pthread_mutex_lock(&disk.mutex);
+  for (size_t i = 0; i < 64; i++)
+    if (disk.files[i] == file) disk.files[i] = NULL;
+  pthread_mutex_unlock(&disk.mutex);
+  disk.real->close(file);
+}
+
+static int disk_write(struct os_file *file, const void *bytes, size_t size, uint64_t offset) {
+  bool is_vote = false;
+  pthread_mutex_lock(&disk.mutex);
+  for (size_t i = 0; i < 64; i++) is_vote = is_vote || disk.files[i] == file;
+  pthread_mutex_unlock(&disk.mutex);
+  int error = disk_error(is_vote ? "/vote" : "/log/");
+  return error ? error : disk.real->write(file, bytes, size, offset);
+}
+
+static int wrap_disk(void **state) {
+  struct os *os = os_real();
+  if (make_folder(state) != 0) return -1;
+  disk.real = os->methods;
+  disk.methods = *os->methods;
+  disk.methods.open = disk_open;
+  disk.methods.close = disk_close;
+  disk.methods.write = disk_write;
+  os->methods = &disk.methods;
+  return 0;
+}
+
+static int unwrap_disk(void **state) {
+  set_disk(NULL, 0, 0);
+  os_real()->methods = disk.real;
+  return remove_folder(state);
+}
+
+static void a_log_that_cannot_be_written_ends_writing_until_a_restart(void **state) {
+  (void)state;
+  sqlite3 *db = open_node("app.db", "&commit_timeout=300");
+  run(db, "CREATE TABLE t(a); INSERT INTO t VALUES(1)");
+  set_disk("/log/", 0, -EIO);
+  assert_int_not_equal(run_code(db, "INSERT INTO t VALUES(2)"), SQLITE_OK);
+  assert_non_null(strstr(ask(db, "SELECT state FROM balsa_status"), "blocked by a failure"));
+  assert_string_equal(ask(db, "SELECT role FROM balsa_status"), "follower");
+  assert_int_not_equal(run_code(db, "INSERT INTO t VALUES(3)"), SQLITE_OK);
+  stop(db);
+  set_disk(NULL, 0, 0);
+  db = open_node("app.db", "");
+  run(db, "INSERT INTO t VALUES(4)");
+  assert_non_null(strstr(ask(db, "SELECT group_concat(a) FROM (SELECT a FROM t ORDER BY a)"), "1,"));
+  assert_string_equal(ask(db, "SELECT count(*) FROM t WHERE a = 3"), "0");
+  stop(db);
+}
+
+static void a_vote_that_cannot_be_written_keeps_the_node_from_leading(void **state) {
+  (void)state;
+  sqlite3 *db = open_node("app.db", "");
+  run(db, "CREATE TABLE t(a); INSERT INTO t VALUES(1)");
+  stop(db);
+  set_disk("/vote", 2, -EIO);
+  db = open_node("app.db", "&commit_timeout=100");
+  assert_non_null(strstr(ask(db, "SELECT state FROM balsa_status"), "vote: term"));
+  assert_string_equal(ask(db, "SELECT count(*) FROM t"), "1");
+  assert_int_not_equal(run_code(db, "INSERT INTO t VALUES(2)"), SQLITE_OK);
+  stop(db);
+  set_disk(NULL, 0, 0);
+  db = open_node("app.db", "");
+  run(db, "INSERT INTO t VALUES(3)");
+  stop(db);
+}
+
+static void a_full_disk_delays_commits_until_there_is_room(void **state) {
+  (void)state;
+  sqlite3 *db = open_node("app.db", "&commit_timeout=500");
+  run(db, "CREATE TABLE t(a)");
+  sqlite3 *second = open_node("app.db", "");
+  run(second, "SELECT * FROM t");
+  set_disk("next.tmp", 0, -ENOSPC);
+  int code = SQLITE_OK;
+  for (int i = 0; i < 100 && code == SQLITE_OK; i++) code = run_code(db, "INSERT INTO t VALUES(randomblob(2000000))");
+  assert_int_equal(code, BALSA_IOERR_UNKNOWN);
+  char token[128], sql[256];
+  snprintf(token, sizeof token, "%s", ask(db, "SELECT balsa_last_commit()"));
+  /* Not balsa_status: what it reads to find the table waits for the same commit. */
+  assert_non_null(strstr(ask(second, "SELECT balsa_error()"), "blocked by a full disk"));
+  snprintf(sql, sizeof sql, "SELECT balsa_outcome('%s')", token);
+  assert_string_equal(ask(second, sql), "pending");
+  set_disk(NULL, 0, 0);
+  uint64_t index = 0;
+  assert_int_equal(sscanf(token, "%*u.%" SCNu64, &index), 1);
+  char wait[64];
+  snprintf(wait, sizeof wait, "SELECT balsa_wait(%" PRIu64 ", %d)", index, TIMEOUT_MS);
+  run(second, wait);
+  assert_string_equal(ask(second, sql), "committed");
+  run(second, "INSERT INTO t VALUES(1)");
+  assert_string_equal(ask(second, "SELECT state FROM balsa_status"), "ready");
+  sqlite3_close(second);
+  stop(db);
 }
 
 /* ---- Writers while leaders come and go ---- */
@@ -774,6 +916,11 @@ int main(void) {
       TEST(the_others_go_on_without_the_leader),
       TEST(all_nodes_stopped_and_started_have_the_same_state),
       TEST(a_majority_is_needed_to_commit),
+      cmocka_unit_test_setup_teardown(a_log_that_cannot_be_written_ends_writing_until_a_restart, wrap_disk,
+                                      unwrap_disk),
+      cmocka_unit_test_setup_teardown(a_vote_that_cannot_be_written_keeps_the_node_from_leading, wrap_disk,
+                                      unwrap_disk),
+      cmocka_unit_test_setup_teardown(a_full_disk_delays_commits_until_there_is_room, wrap_disk, unwrap_disk),
       TEST(every_answer_holds_while_leaders_stop_and_come_back),
   };
   if (balsa_init() != SQLITE_OK) return 1;

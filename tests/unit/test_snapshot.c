@@ -17,7 +17,9 @@
 #include <cmocka.h>
 #include <lz4frame.h>
 #include <sqlite3.h>
+#include <xxhash.h>
 
+#include "ext/bytes.h"
 #include "snapshot/snapshot.h"
 #include "tests/fault/sim_disk.h"
 
@@ -532,6 +534,37 @@ static void blocks_that_changed_places_or_are_missing_are_refused(void **state) 
   sim_disk_free(disk);
 }
 
+static void pages_other_than_the_rolling_checksum_says_are_refused_at_the_end(void **state) {
+  (void)state;
+  struct sim_disk *disk = disk_make(1);
+  uint64_t size, head = 80 + CONFIGURATION_SIZE + 3 * 16;
+  struct database database = small_file(disk, false, &size);
+  uint8_t *bytes = file_get(sim_disk_os(disk), DAMAGED, &size);
+  database.meta.checksum ^= 4;
+  le64_put(bytes + 56, database.meta.checksum);
+  le64_put(bytes + head, XXH64(bytes, head, 0));
+  file_put(sim_disk_os(disk), DAMAGED, bytes, size);
+  is_refused(sim_disk_os(disk), &database);
+  free(bytes);
+  sim_disk_free(disk);
+}
+
+static void a_later_version_is_told_from_damage(void **state) {
+  (void)state;
+  struct sim_disk *disk = disk_make(1);
+  uint64_t size, head = 80 + CONFIGURATION_SIZE + 3 * 16;
+  struct database database = small_file(disk, false, &size);
+  char text[SNAPSHOT_TEXT_MAX];
+  uint8_t *bytes = file_get(sim_disk_os(disk), DAMAGED, &size);
+  le32_put(bytes + 16, 2);
+  le64_put(bytes + head, XXH64(bytes, head, 0));
+  file_put(sim_disk_os(disk), DAMAGED, bytes, size);
+  assert_int_equal(read_it(sim_disk_os(disk), DAMAGED, &database, text), -EPROTO);
+  says_where(text, DAMAGED);
+  free(bytes);
+  sim_disk_free(disk);
+}
+
 static void random_damage_is_refused(void **state) {
   (void)state;
   struct sim_disk *disk = disk_make(1);
@@ -874,6 +907,28 @@ static void another_snapshot_replaces_the_part(void **state) {
   sim_disk_free(disk);
 }
 
+static void a_part_is_never_mixed_with_another_one_begun_and_killed_since(void **state) {
+  (void)state;
+  struct sim_disk *disk = disk_make(1);
+  struct sent sent = sent_make(9, 300), other = sent_make(12, 200);
+  uint64_t offset;
+  struct snapshot_receiver *receiver = receiver_make(sim_disk_os(disk), &sent, &offset);
+  assert_int_equal(send_range(receiver, &sent, 0, 5000, 1000), 0);
+  snapshot_receiver_close(receiver);
+  receiver = receiver_make(sim_disk_os(disk), &other, &offset);
+  assert_int_equal(send_range(receiver, &other, 0, 9000, 1000), 0);
+  sim_disk_crash(disk, SIM_DISK_KILL);
+  snapshot_receiver_close(receiver);
+  sim_disk_restart(disk);
+  receiver = receiver_make(sim_disk_os(disk), &sent, &offset);
+  assert_int_equal(offset, 0);
+  assert_int_equal(send_range(receiver, &sent, 0, sent.size, 10000), 0);
+  finish_or_fail(disk, receiver, &sent);
+  free(sent.bytes);
+  free(other.bytes);
+  sim_disk_free(disk);
+}
+
 static void a_size_or_term_that_differs_is_another_snapshot(void **state) {
   (void)state;
   struct sim_disk *disk = disk_make(1);
@@ -1127,6 +1182,8 @@ int main(void) {
       cmocka_unit_test(every_bit_of_the_frames_and_block_headers_is_held_against_what_is_written),
       cmocka_unit_test(a_file_that_is_too_short_or_too_long_is_refused),
       cmocka_unit_test(blocks_that_changed_places_or_are_missing_are_refused),
+      cmocka_unit_test(pages_other_than_the_rolling_checksum_says_are_refused_at_the_end),
+      cmocka_unit_test(a_later_version_is_told_from_damage),
       cmocka_unit_test(random_damage_is_refused),
       cmocka_unit_test(a_read_error_is_told_as_such_and_not_as_damage),
       cmocka_unit_test(a_full_disk_is_told_and_leaves_nothing_behind),
@@ -1138,6 +1195,7 @@ int main(void) {
       cmocka_unit_test(chunks_become_a_snapshot_and_duplicates_and_gaps_are_refused),
       cmocka_unit_test(a_kept_part_is_gone_on_with),
       cmocka_unit_test(another_snapshot_replaces_the_part),
+      cmocka_unit_test(a_part_is_never_mixed_with_another_one_begun_and_killed_since),
       cmocka_unit_test(a_size_or_term_that_differs_is_another_snapshot),
       cmocka_unit_test(power_loss_at_any_call_of_receiving_costs_only_what_was_not_durable),
       cmocka_unit_test(a_long_part_is_made_durable_on_the_way),

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <netinet/in.h>
+#include <netdb.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdatomic.h>
@@ -202,7 +203,7 @@ static struct raft_entry entry_make(uint64_t index, uint32_t size) {
   if (size == 0) return entry;
   entry.payload = raft_payload_new(size);
   assert_non_null(entry.payload);
-  for (uint32_t i = 0; i < size; i++) entry.payload->bytes[i] = (uint8_t)(i * 31 + index);
+  for (uint32_t i = 0; i < size; i++) entry.payload->bytes[i] = (uint8_t)((uint64_t)i * 31 + index);
   return entry;
 }
 
@@ -258,7 +259,10 @@ static void names_and_ipv6_addresses_can_be_dialled(void **state) {
   char name[RAFT_ADDRESS_MAX + 16], text[RAFT_TRANSPORT_TEXT_MAX];
   struct raft_transport_node *node;
   struct side *a = side_new(1), *b = side_new(2);
-  snprintf(name, sizeof name, "localhost%s", strrchr(b->address, ':'));
+  struct addrinfo *found = NULL; /* a machine without /etc/hosts knows no name */
+  bool has_names = getaddrinfo("localhost", NULL, NULL, &found) == 0;
+  if (has_names) freeaddrinfo(found);
+  snprintf(name, sizeof name, "%s%s", has_names ? "localhost" : "127.0.0.1", strrchr(b->address, ':'));
   assert_int_equal(raft_transport_set_peer(a->node, 2, name), 0);
   struct raft_message message = message_to(b, RAFT_VOTE, 1);
   send_soon(a, &message, NULL);
@@ -459,7 +463,7 @@ static void addresses_that_cannot_be_are_refused_with_a_sentence(void **state) {
 
 static int dial_by_hand(const struct side *side) {
   struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-  address.sin_port = htons((uint16_t)atoi(strrchr(side->address, ':') + 1));
+  address.sin_port = htons((uint16_t)strtoul(strrchr(side->address, ':') + 1, NULL, 10));
   int descriptor = socket(AF_INET, SOCK_STREAM, 0);
   assert_true(descriptor >= 0);
   if (connect(descriptor, (struct sockaddr *)&address, sizeof address) == 0) return descriptor;
@@ -687,8 +691,8 @@ static void a_forked_child_does_not_keep_the_port_and_may_have_its_own(void **st
   assert_true(child >= 0);
   if (child == 0) {
     close(ends[0]);
-    ssize_t n = write(ends[1], &byte, 1); /* alive */
-    n = read(ends[1], &byte, 1);          /* until the parent lets go */
+    if (write(ends[1], &byte, 1) != 1) _exit(2); /* alive */
+    ssize_t n = read(ends[1], &byte, 1);         /* until the parent lets go */
     _exit(n == 0 && can_talk() ? 0 : 1);
   }
   close(ends[1]);

@@ -409,6 +409,24 @@ static void a_refused_proposal_is_taken_back_at_once(void **state) {
   stand_in_close(&node);
 }
 
+static void the_busy_handler_and_the_time_out_do_not_multiply(void **state) {
+  (void)state;
+  struct stand_in node;
+  stand_in_open(&node, 4096, 0, LONG_MS);
+  sqlite3 *db = stand_in_connect(&node);
+  must(db, "CREATE TABLE t(a); PRAGMA balsa_timeout = 300");
+  sqlite3_busy_timeout(db, 300);
+  stand_in_resign(&node);
+  uint64_t start = os_now(os_real());
+  assert_int_equal(run(db, "INSERT INTO t VALUES (1)"), SQLITE_BUSY);
+  uint32_t asked = stand_in_asked(&node);
+  assert_true(os_now(os_real()) - start >= 300 * OS_MS);
+  assert_true(asked >= 2); /* it came again */
+  assert_int_equal(stand_in_waited(&node), 1);
+  sqlite3_close(db);
+  stand_in_close(&node);
+}
+
 static void a_stale_upgrade_fails_at_once(void **state) {
   (void)state;
   struct stand_in node;
@@ -750,6 +768,7 @@ int main(void) {
       cmocka_unit_test(lost_is_not_told_before_it_is_taken_back),
       cmocka_unit_test(nobody_writes_on_top_of_a_schema_that_may_be_lost),
       cmocka_unit_test(a_refused_proposal_is_taken_back_at_once),
+      cmocka_unit_test(the_busy_handler_and_the_time_out_do_not_multiply),
       cmocka_unit_test(a_stale_upgrade_fails_at_once),
       cmocka_unit_test(a_transaction_over_two_files_is_refused_before_anything_is_committed),
       cmocka_unit_test(other_journal_and_locking_modes_are_refused_with_a_sentence),

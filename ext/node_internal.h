@@ -61,9 +61,9 @@
 #define NODE_VIEW_WAIT (2 * OS_SECOND)      /* a snapshot waits for its turn among the writers */
 #define NODE_SNAPSHOT_RETRY_MIN (OS_SECOND) /* back-off after a snapshot that failed */
 #define NODE_SNAPSHOT_RETRY_MAX (60 * OS_SECOND)
-#define NODE_CHUNK_BYTES (1u << 20)     /* of a snapshot, in one message */
-#define NODE_TRANSFER_WINDOW (4u << 20) /* of a snapshot, under way to one follower */
-#define NODE_CHUNKS_MAX 8               /* that came and wait to be written */
+#define NODE_CHUNK_BYTES (256u << 10)   /* of a snapshot, in one message: heartbeats do not wait long behind it */
+#define NODE_TRANSFER_WINDOW (2u << 20) /* of a snapshot, under way to one follower */
+#define NODE_CHUNKS_MAX 16              /* that came and wait to be written */
 #define NODE_TRANSFERS_MAX (RAFT_MEMBERS_MAX + 1)
 
 /* Someone who waits for an index: to be committed, applied, or durable. On the waiting thread's stack. */

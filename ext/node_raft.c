@@ -376,8 +376,8 @@ static bool describe_entries(struct node *node, struct raft_message *message, co
 static void on_receive(void *ctx, const struct raft_message *received, const struct raft_entry *entries) {
   struct node *node = ctx;
   struct raft_message message = *received;
+  struct raft_payload *chunk = message.type == RAFT_SNAPSHOT && entries ? entries[0].payload : NULL;
   pthread_mutex_lock(&node->mutex);
-  struct raft_payload *chunk = NULL;
   if (!node->stopping && !node->frozen && describe_entries(node, &message, entries)) {
     node->refused_text[0] = 0;
     node->received = &message;

@@ -91,7 +91,8 @@ static bool send_chunk(struct node *node, struct node_transfer *transfer, uint64
   int error = raft_transfer_chunk(node->raft, os_now(node->os), transfer->id, &chunk, &message);
   if (error == RAFT_INVALID) raft_transfer_failed(node->raft, os_now(node->os), transfer->id);
   if (error) transfer->is_over = true;
-  if (!error && node->link) raft_transport_send(node->link, &message, NULL);
+  struct raft_entry entry = {.payload = payload};
+  if (!error && node->link) raft_transport_send(node->link, &message, &entry);
   node_drain(node, NULL, 0);
   return error == 0;
 }

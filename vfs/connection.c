@@ -31,6 +31,22 @@ void vfs_connection_fail(struct vfs_connection *connection, const char *format, 
 
 static struct vfs_connection *connection_of(sqlite3_file *file) { return (struct vfs_connection *)file; }
 
+/*
+** Who has waited for balsa_timeout in vain and comes again at once is SQLite's busy handler, which has a limit of its own and
+** counts only its own sleeps: it waits briefly, or the two limits would multiply.
+*/
+uint64_t vfs_connection_deadline(const struct vfs_connection *connection) {
+  uint64_t now = os_now(connection->database->os);
+  uint64_t wait = connection->timeout_ms * OS_MS;
+  bool is_retry = connection->refused_at != 0 && now - connection->refused_at < VFS_BUSY_RETRY_MAX;
+  return now + (is_retry && wait > VFS_BUSY_RETRY_WAIT ? VFS_BUSY_RETRY_WAIT : wait);
+}
+
+void vfs_connection_note_wait(struct vfs_connection *connection, int error) {
+  bool was_in_vain = error == VFS_NOBODY || error == VFS_BUSY;
+  connection->refused_at = was_in_vain ? os_now(connection->database->os) : 0;
+}
+
 static uint64_t deadline_of(const struct vfs_connection *connection) {
   return os_now(connection->database->os) + connection->timeout_ms * OS_MS;
 }
@@ -205,24 +221,9 @@ static bool take_ticket_until(struct vfs_connection *connection, uint64_t deadli
   }
 }
 
-/*
-** Who has waited for balsa_timeout in vain and comes again at once is SQLite's busy handler, which has a limit of its own: it is
-** answered without another wait, or the two limits would multiply.
-*/
-static uint64_t write_deadline(const struct vfs_connection *connection) {
-  uint64_t now = os_now(connection->database->os);
-  bool is_retry = connection->refused_at != 0 && now - connection->refused_at < VFS_BUSY_RETRY_MAX;
-  return is_retry ? now : deadline_of(connection);
-}
-
-static void note_wait(struct vfs_connection *connection, int refusal) {
-  bool was_in_vain = refusal == VFS_NOBODY || refusal == VFS_BUSY;
-  connection->refused_at = was_in_vain ? os_now(connection->database->os) : 0;
-}
-
 static bool take_ticket(struct vfs_connection *connection) {
-  bool is_taken = take_ticket_until(connection, write_deadline(connection));
-  note_wait(connection, is_taken ? VFS_OK : connection->refusal);
+  bool is_taken = take_ticket_until(connection, vfs_connection_deadline(connection));
+  vfs_connection_note_wait(connection, is_taken ? VFS_OK : connection->refusal);
   return is_taken;
 }
 
@@ -568,9 +569,9 @@ static int main_lock(sqlite3_file *file, int level) {
   }
   if (!atomic_load(&database->ready) && is_writing_statement(connection)) {
     uint64_t epoch = 0;
-    int refusal = database->methods->acquire(database->node, write_deadline(connection), &epoch);
+    int refusal = database->methods->acquire(database->node, vfs_connection_deadline(connection), &epoch);
     if (refusal == VFS_OK) database->methods->release(database->node, epoch);
-    note_wait(connection, refusal);
+    vfs_connection_note_wait(connection, refusal);
   }
   /* Until then the node holds the file exclusively, and there is nothing in it to be locked. */
   if (!atomic_load(&database->ready)) return SQLITE_OK;

@@ -31,7 +31,8 @@
 #define VFS_RESERVE_FRAMES 4096      /* wal-index regions are mapped this far ahead */
 #define VFS_DRAIN_MAX (5 * OS_MS)    /* the second pass of a checkpoint stalls writers no longer than this */
 #define VFS_WAIT_SLICE (20 * OS_MS) /* who waits with the ticket looks after its leadership this often */
-#define VFS_BUSY_RETRY_MAX (200 * OS_MS) /* SQLite's busy handler comes again within 100 ms */
+#define VFS_BUSY_RETRY_MAX (200 * OS_MS)  /* SQLite's busy handler comes again within 100 ms */
+#define VFS_BUSY_RETRY_WAIT (100 * OS_MS) /* and waits no longer than this */
 #define VFS_TIMEOUT_MS_MAX 3600000u
 #define VFS_FCNTL_CONNECTION 0x42a15a01 /* sqlite3_file_control: *(struct vfs_connection **)arg */
 
@@ -165,6 +166,9 @@ void vfs_refresh_nonce(struct vfs_database *database);
 
 /* connection.c */
 void vfs_connection_fail(struct vfs_connection *connection, const char *format, ...) __attribute__((format(printf, 2, 3)));
+/* Until when it waits for others now, and what became of that: enum vfs_error. */
+uint64_t vfs_connection_deadline(const struct vfs_connection *connection);
+void vfs_connection_note_wait(struct vfs_connection *connection, int error);
 int vfs_connection_open(struct vfs_connection *connection, struct vfs_database *database, int flags);
 extern const sqlite3_io_methods vfs_wal_methods;
 struct vfs_wal_file {

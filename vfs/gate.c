@@ -117,8 +117,9 @@ void vfs_gate_arm(struct vfs_connection *connection) {
 int vfs_gate_pass(struct vfs_connection *connection) {
   if (connection->gate == 0) return SQLITE_OK;
   struct vfs_database *database = connection->database;
-  uint64_t deadline = os_now(database->os) + connection->timeout_ms * OS_MS;
-  switch (vfs_wait_sequence(database, connection->gate, deadline)) {
+  enum vfs_fate fate = vfs_wait_sequence(database, connection->gate, vfs_connection_deadline(connection));
+  vfs_connection_note_wait(connection, fate == VFS_FATE_UNKNOWN ? VFS_BUSY : VFS_OK);
+  switch (fate) {
     case VFS_FATE_COMMITTED:
       connection->gate = 0;
       return SQLITE_OK;

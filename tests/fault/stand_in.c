@@ -24,7 +24,8 @@ static int acquire(void *context, uint64_t deadline, uint64_t *epoch) {
   struct stand_in *node = context;
   pthread_mutex_lock(&node->mutex);
   node->asked++;
-  node->waited += !node->leads && !node->other_leads && os_now(os_real()) < deadline;
+  uint64_t now = os_now(os_real());
+  if (!node->leads && !node->other_leads && deadline > now) node->waited_ns += deadline - now;
   while (!node->leads && !node->other_leads) {
     if (os_condition_wait(os_real(), &node->changed, &node->mutex, deadline) != 0) break;
   }
@@ -320,7 +321,8 @@ void stand_in_step_down(struct stand_in *node) {
 void stand_in_resign(struct stand_in *node) {
   pthread_mutex_lock(&node->mutex);
   node->leads = node->other_leads = false;
-  node->asked = node->waited = 0;
+  node->asked = 0;
+  node->waited_ns = 0;
   pthread_mutex_unlock(&node->mutex);
 }
 
@@ -331,11 +333,11 @@ uint32_t stand_in_asked(struct stand_in *node) {
   return asked;
 }
 
-uint32_t stand_in_waited(struct stand_in *node) {
+uint64_t stand_in_waited_ns(struct stand_in *node) {
   pthread_mutex_lock(&node->mutex);
-  uint32_t waited = node->waited;
+  uint64_t waited_ns = node->waited_ns;
   pthread_mutex_unlock(&node->mutex);
-  return waited;
+  return waited_ns;
 }
 
 void stand_in_lead(struct stand_in *node) {

@@ -20,7 +20,8 @@ struct stand_in {
   bool holds; /* proposals stay uncommitted */
   bool refuses; /* proposals are refused, as if the epoch had just ended */
   uint32_t refuses_after; /* sets `refuses` after so many more proposals; 0: never */
-  uint32_t asked, waited; /* acquire */
+  uint32_t asked;
+  uint64_t waited_ns;
   uint32_t waits_for_commit; /* threads inside wait() */
   char folder[STAND_IN_PATH_MAX], path[STAND_IN_PATH_MAX];
 };
@@ -57,9 +58,9 @@ void stand_in_compensate(struct stand_in *node);
 void stand_in_lead(struct stand_in *node);
 /* Nobody leads. */
 void stand_in_resign(struct stand_in *node);
-/* How often acquire was called since, and how often it waited. */
+/* How often acquire was called since, and how long it was asked to wait. */
 uint32_t stand_in_asked(struct stand_in *node);
-uint32_t stand_in_waited(struct stand_in *node);
+uint64_t stand_in_waited_ns(struct stand_in *node);
 /* Follower applies all that `leader` has committed. */
 void stand_in_follow(struct stand_in *node, struct stand_in *leader);
 /* Blocks until so many threads wait for a commit. */

@@ -133,6 +133,7 @@ struct vfs_connection {
   enum vfs_pending pending; /* for SQLITE_FCNTL_COMMIT_PHASETWO */
   uint64_t pending_sequence;
   struct vfs_token pending_token, last_commit;
+  struct vfs_token commit_before; /* last_commit when WRITE was granted */
 
   bool strict, read_only;
   uint32_t timeout_ms;

@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -576,6 +577,52 @@ static void random_histories_are_equal_on_a_follower_and_after_redo(void **state
   }
 }
 
+static void the_wal_index_stays_small_when_sqlite_restarts_a_large_wal(void **state) {
+  (void)state;
+  struct stand_in node;
+  struct stat status;
+  char text[VFS_TEXT_MAX], path[STAND_IN_PATH_MAX + 8];
+  stand_in_open(&node, 512, 0, LONG_MS);
+  sqlite3 *db = stand_in_connect(&node);
+  sqlite3 *reader = stand_in_connect(&node);
+  const char *fill = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 12000) INSERT INTO t SELECT randomblob(450) FROM n";
+  must(db, "PRAGMA cache_size=10; CREATE TABLE t(a)");
+  must(db, fill);
+  must(reader, "BEGIN");
+  ask(reader, "SELECT count(*) FROM t");
+  assert_int_equal(vfs_checkpoint(node.database, text), VFS_BUSY); /* all is in the file, but the reader keeps the WAL */
+  must(reader, "COMMIT");
+  must(db, fill); /* starts the WAL again by itself */
+  snprintf(path, sizeof path, "%s-shm", node.path);
+  assert_int_equal(stat(path, &status), 0);
+  assert_true(status.st_size < 1 << 20);
+  must(db, fill);
+  assert_int_equal(ask(reader, "SELECT count(*) FROM t"), 36000);
+  sqlite3_close(reader);
+  sqlite3_close(db);
+  stand_in_close(&node);
+}
+
+static void a_token_stays_until_another_transaction_is_sent_or_lost(void **state) {
+  (void)state;
+  struct stand_in node;
+  stand_in_open(&node, 4096, 0, LONG_MS);
+  sqlite3 *db = stand_in_connect(&node);
+  must(db, "CREATE TABLE t(a UNIQUE); INSERT INTO t VALUES (1)");
+  struct vfs_connection *connection = vfs_connection_find(db, NULL);
+  uint64_t index = vfs_connection_last_commit(connection).index;
+  assert_int_equal(index, node.last);
+  must(db, "BEGIN; INSERT INTO t VALUES (2); ROLLBACK");
+  assert_int_equal(run(db, "INSERT INTO t VALUES (1)"), SQLITE_CONSTRAINT_UNIQUE);
+  must(db, "BEGIN IMMEDIATE; COMMIT");
+  assert_int_equal(vfs_connection_last_commit(connection).index, index);
+  node.refuses = true;
+  assert_int_equal(run(db, "INSERT INTO t VALUES (3)"), SQLITE_BUSY_SNAPSHOT);
+  assert_int_equal(vfs_connection_last_commit(connection).index, 0);
+  sqlite3_close(db);
+  stand_in_close(&node);
+}
+
 static void a_large_transaction_goes_in_parts(void **state) {
   (void)state;
   struct stand_in leader, follower;
@@ -771,6 +818,8 @@ int main(void) {
       cmocka_unit_test(a_transaction_over_two_files_is_refused_before_anything_is_committed),
       cmocka_unit_test(other_journal_and_locking_modes_are_refused_with_a_sentence),
       cmocka_unit_test(random_histories_are_equal_on_a_follower_and_after_redo),
+      cmocka_unit_test(the_wal_index_stays_small_when_sqlite_restarts_a_large_wal),
+      cmocka_unit_test(a_token_stays_until_another_transaction_is_sent_or_lost),
       cmocka_unit_test(a_large_transaction_goes_in_parts),
       cmocka_unit_test(a_file_that_a_plain_program_changed_is_made_again_from_the_log),
       cmocka_unit_test(a_view_keeps_its_state_while_writers_and_checkpoints_go_on),

@@ -522,6 +522,7 @@ static int settle_options(struct node *node, const struct options *kept, const s
                           char *text) {
   options_init(&node->options);
   options_merge(&node->options, kept);
+  if (is_fresh) options_forget_derived(&node->options);
   options_merge(&node->options, given);
   node->options.node = node->id;
   return options_check(&node->options, is_fresh, text) ? SQLITE_OK : SQLITE_CANTOPEN;

@@ -751,6 +751,29 @@ int vfs_connection_open(struct vfs_connection *connection, struct vfs_database *
   return SQLITE_OK;
 }
 
+/* ---- Whose is it ---- */
+
+bool vfs_is_connection(const sqlite3_file *file) { return file && file->pMethods == &main_methods; }
+
+bool vfs_has_connection(const sqlite3 *handle) {
+  pthread_mutex_lock(&connections_mutex);
+  const struct vfs_connection *at = connections;
+  while (at && at->handle != handle) at = at->next;
+  pthread_mutex_unlock(&connections_mutex);
+  return at != NULL;
+}
+
+bool vfs_is_wal_of_connection(const char *name) {
+  bool found = false;
+  pthread_mutex_lock(&connections_mutex);
+  for (const struct vfs_connection *at = connections; at && !found; at = at->next) {
+    size_t length = strlen(at->database->path);
+    found = strncmp(name, at->database->path, length) == 0 && strcmp(name + length, "-wal") == 0;
+  }
+  pthread_mutex_unlock(&connections_mutex);
+  return found;
+}
+
 /* ---- The WAL file ---- */
 
 static struct vfs_wal_file *wal_of(sqlite3_file *file) { return (struct vfs_wal_file *)file; }

@@ -481,6 +481,52 @@ static void a_transaction_over_two_files_is_refused_before_anything_is_committed
   stand_in_close(&node);
 }
 
+static void what_is_attached_by_a_plain_name_is_an_ordinary_file(void **state) {
+  (void)state;
+  struct stand_in node;
+  char sql[512], plain[STAND_IN_PATH_MAX + 16];
+  stand_in_open(&node, 4096, 0, LONG_MS);
+  sqlite3 *db = stand_in_connect(&node);
+  must(db, "CREATE TABLE t(a); INSERT INTO t VALUES (1), (2)");
+  snprintf(plain, sizeof plain, "%s-plain.db", node.path);
+  snprintf(sql, sizeof sql, "ATTACH '%s' AS p; CREATE TABLE p.u AS SELECT * FROM main.t; PRAGMA p.journal_mode=WAL; INSERT INTO p.u VALUES (3)", plain);
+  must(db, sql);
+  assert_int_equal(ask(db, "SELECT sum(a) FROM p.u"), 6);
+  must(db, "DETACH p"); /* checkpoints, and deletes its WAL */
+  snprintf(sql, sizeof sql, "%s-wal", plain);
+  assert_int_not_equal(access(sql, F_OK), 0);
+  unlink(plain);
+  snprintf(sql, sizeof sql, "VACUUM INTO '%s'", plain);
+  must(db, sql);
+  sqlite3 *copy = NULL;
+  assert_int_equal(sqlite3_open_v2(plain, &copy, SQLITE_OPEN_READONLY, "unix"), SQLITE_OK);
+  assert_int_equal(ask(copy, "SELECT sum(a) FROM t"), 3);
+  sqlite3_close(copy);
+  unlink(plain);
+  sqlite3_close(db);
+  stand_in_close(&node);
+}
+
+static void a_connection_that_names_only_the_vfs_opens_a_replicated_database(void **state) {
+  (void)state;
+  struct stand_in node;
+  sqlite3 *db = NULL;
+  stand_in_open(&node, 8192, 0, LONG_MS);
+  assert_int_equal(sqlite3_open_v2(node.path, &db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE, VFS_NAME), SQLITE_OK);
+  must(db, "CREATE TABLE t(a); INSERT INTO t VALUES (1)");
+  assert_int_equal(node.last, 2);
+  assert_int_equal(ask(db, "PRAGMA page_size"), 8192);
+  sqlite3_close(db);
+  /* Refused by the host: there is no such node. */
+  char other[STAND_IN_PATH_MAX + 8];
+  snprintf(other, sizeof other, "%s.other", node.path);
+  assert_int_equal(sqlite3_open_v2(other, &db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE, VFS_NAME), SQLITE_OK);
+  assert_int_equal(run(db, "CREATE TABLE t(a)"), SQLITE_CANTOPEN);
+  sqlite3_close(db);
+  unlink(other);
+  stand_in_close(&node);
+}
+
 static void other_journal_and_locking_modes_are_refused_with_a_sentence(void **state) {
   (void)state;
   struct stand_in node;
@@ -816,6 +862,8 @@ int main(void) {
       cmocka_unit_test(the_busy_handler_and_the_time_out_do_not_multiply),
       cmocka_unit_test(a_stale_upgrade_fails_at_once),
       cmocka_unit_test(a_transaction_over_two_files_is_refused_before_anything_is_committed),
+      cmocka_unit_test(what_is_attached_by_a_plain_name_is_an_ordinary_file),
+      cmocka_unit_test(a_connection_that_names_only_the_vfs_opens_a_replicated_database),
       cmocka_unit_test(other_journal_and_locking_modes_are_refused_with_a_sentence),
       cmocka_unit_test(random_histories_are_equal_on_a_follower_and_after_redo),
       cmocka_unit_test(the_wal_index_stays_small_when_sqlite_restarts_a_large_wal),

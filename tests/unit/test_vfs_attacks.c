@@ -555,6 +555,30 @@ static void parts_that_could_not_be_ended_do_not_stop_later_writers(void **state
   stand_in_close(&node);
 }
 
+static void a_lost_file_is_made_again_though_the_log_ends_amid_a_transaction(void **state) {
+  (void)state;
+  struct stand_in node;
+  stand_in_open(&node, 4096, 0, LONG_MS);
+  sqlite3 *db = stand_in_connect(&node);
+  must(db, "CREATE TABLE t(a); INSERT INTO t VALUES (1)");
+  uint64_t last = node.last;
+  node.refuses_after = 2;
+  assert_int_equal(run(db, "INSERT INTO t VALUES (randomblob(8000000))"), SQLITE_BUSY_SNAPSHOT);
+  assert_true(node.last > last);
+  node.refuses = false;
+  sqlite3_close(db);
+  for (int i = 0; i < 2; i++) { /* and once more, from the marks that this leaves */
+    stand_in_kill(&node);
+    assert_int_equal(unlink(node.path), 0);
+    stand_in_restart(&node);
+    db = stand_in_connect(&node);
+    assert_int_equal(ask(db, "SELECT sum(a) FROM t"), 1 + i);
+    if (i == 0) must(db, "INSERT INTO t VALUES (1)");
+    sqlite3_close(db);
+  }
+  stand_in_close(&node);
+}
+
 int main(int argc, char **argv) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(a_cursor_stays_open_while_its_connection_writes_again_and_again),
@@ -569,6 +593,7 @@ int main(int argc, char **argv) {
       cmocka_unit_test(what_a_plain_program_wrote_after_a_stop_is_kept_whole),
       cmocka_unit_test(what_a_killed_plain_program_left_in_the_wal_is_kept_too),
       cmocka_unit_test(parts_that_could_not_be_ended_do_not_stop_later_writers),
+      cmocka_unit_test(a_lost_file_is_made_again_though_the_log_ends_amid_a_transaction),
       cmocka_unit_test(backups_go_into_and_out_of_a_replicated_database),
       cmocka_unit_test(all_that_sqlite_does_to_pages_is_equal_on_a_follower_and_after_redo),
   };

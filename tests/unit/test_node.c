@@ -219,6 +219,8 @@ static void a_stopped_node_answers_no_more_and_opens_again_once_all_are_closed(v
   assert_string_equal(ask(db, "SELECT balsa_stop()"), "1");
   assert_int_not_equal(run_code(second, "INSERT INTO t VALUES(1)"), SQLITE_OK);
   assert_int_not_equal(run_code(db, "SELECT * FROM t"), SQLITE_OK);
+  assert_non_null(strstr(ask(db, "SELECT balsa_error()"), "stopped by balsa_stop()"));
+  assert_non_null(strstr(ask(second, "SELECT balsa_error()"), "stopped by balsa_stop()"));
   assert_refused("app.db", "", "close them first");
   sqlite3_close(db);
   assert_refused("app.db", "", "close them first");
@@ -647,6 +649,9 @@ static void a_majority_is_needed_to_commit(void **state) {
   }
   run(cluster.db[leader], "PRAGMA balsa_timeout=300");
   assert_int_not_equal(run_code(cluster.db[leader], "INSERT INTO t VALUES(1)"), SQLITE_OK);
+  while (strcmp(ask(cluster.db[leader], "SELECT leader IS NULL OR leader = 0 FROM balsa_status"), "1") != 0)
+    run_code(cluster.db[leader], "INSERT INTO t VALUES(1)");
+  assert_string_equal(ask(cluster.db[leader], "SELECT state || ' ' || tolerates FROM balsa_status"), "no leader 0");
   for (int i = 0; i < 3; i++)
     if (!cluster.db[i]) open_member(&cluster, i);
   run(cluster.db[leader], "PRAGMA balsa_timeout=20000");

@@ -310,6 +310,12 @@ static int check_found(struct node *node, const struct raft_start *start, const 
         "%s/log ends at entry %" PRIu64 ", but %s holds the state at entry %" PRIu64
         ": the end of the log is lost. Restore the folder from a copy, or move it away and let the node join anew",
         node->folder, start->last_index, node->path, marked);
+  /* Page 1 comes with entry 1, applied when it was durable. An empty log may not vote in its stead. */
+  if (found->has_marks && start->last_index == 0 && node->hard_state.term > 0 && node->formation == NODE_FRESH)
+    return fail(SQLITE_CORRUPT, text,
+                "%s/log is empty, but %s was made from it: the log is lost. Restore the folder from a copy, or move it "
+                "away and let the node join anew",
+                node->folder, node->path);
   if (start->last_index == 0) return SQLITE_OK;
   if (!start->configuration)
     return fail(SQLITE_CORRUPT, text, "%s/log has no configuration: it is incomplete; restore it from a copy",

@@ -259,11 +259,11 @@ void node_snapshot_thread(void *arg) {
   while (!node->snapshots_end) {
     bool may_retry = os_now(node->os) >= node->snapshot_retry_at;
     bool is_due = is_able(node) && (is_asked(node) || (may_retry && (node->snapshot_needed || is_heavy(node))));
-    if (is_due) {
-      take_and_tell(node, &delay);
-    } else if (node->compact_wanted && !node->frozen) {
+    if (node->compact_wanted && !node->frozen) { /* first: it is short, and somebody may always be asking for a snapshot */
       node->compact_wanted = false;
       node_compact(node);
+    } else if (is_due) {
+      take_and_tell(node, &delay);
     } else {
       os_condition_wait(node->os, &node->snapshot_condition, &node->mutex,
                         may_retry ? OS_FOREVER : node->snapshot_retry_at);

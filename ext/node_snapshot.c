@@ -50,9 +50,12 @@ static int error_of_errno(int error) {
 static int describe_terms(struct taking *taking) {
   const struct raft_term_start *terms;
   size_t n = raft_get_terms(taking->node->raft, &terms);
+  while (n > 0 && terms[n - 1].index > taking->info.index) n--;
+  /* The core limits those of what is compacted; with those of the log they may be more. The oldest make room, as there. */
+  size_t first = n > SNAPSHOT_TERMS_MAX ? n - SNAPSHOT_TERMS_MAX : 0;
   taking->terms = malloc((n + 1) * sizeof *taking->terms);
   if (!taking->terms) return VFS_NO_MEMORY;
-  for (size_t i = 0; i < n && terms[i].index <= taking->info.index; i++)
+  for (size_t i = first; i < n; i++)
     taking->terms[taking->meta.n_terms++] = (struct snapshot_term){.term = terms[i].term, .index = terms[i].index};
   taking->meta.terms = taking->terms;
   return VFS_OK;

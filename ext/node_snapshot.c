@@ -183,16 +183,31 @@ static void end_taking(struct taking *taking) {
   free(taking->page);
 }
 
+/* No lock held. Waits for its turn in slices: a stop does not wait for it. */
+static int open_view(struct taking *taking) {
+  struct node *node = taking->node;
+  uint64_t now = os_now(node->os), deadline = now + NODE_VIEW_WAIT;
+  int error = VFS_BUSY;
+  while (error == VFS_BUSY && now < deadline && !atomic_load(&node->snapshots_end)) {
+    error = vfs_view_open(node->database, now + NODE_VIEW_SLICE, &taking->view, &taking->info, taking->text);
+    now = os_now(node->os);
+    if (error == VFS_BUSY && !taking->text[0]) break; /* the database is not open yet, or serves nobody any more */
+  }
+  return error;
+}
+
 /* mutex held, given up meanwhile. Takes one of what is committed now, unless that one exists. */
 static int take(struct node *node, char *text) {
   struct taking taking = {.node = node, .text = text};
   pthread_mutex_unlock(&node->mutex);
-  int error = vfs_view_open(node->database, os_now(node->os) + NODE_VIEW_WAIT, &taking.view, &taking.info, text);
+  int error = open_view(&taking);
   pthread_mutex_lock(&node->mutex);
   if (!error) error = take_from_view(&taking);
   pthread_mutex_unlock(&node->mutex);
   end_taking(&taking);
-  if (error && !text[0]) node_say(text, "%s: no memory for a snapshot", node->path);
+  if (error && !text[0])
+    node_say(text, "%s: %s", node->path,
+             error == VFS_NO_MEMORY ? "no memory for a snapshot" : "no snapshot can be taken now, see balsa_status");
   pthread_mutex_lock(&node->mutex);
   return error;
 }

@@ -62,11 +62,26 @@ void node_transfer_event(struct node *node, const struct raft_transfer *event) {
   assert(transfer || event->event != RAFT_TRANSFER_BEGIN); /* one for each member, and one that is busy */
   if (!transfer) return;                                   /* given up before */
   switch (event->event) {
-  case RAFT_TRANSFER_BEGIN: *transfer = (struct node_transfer){.id = event->id, .is_asked = true}; break;
+  case RAFT_TRANSFER_BEGIN:
+    *transfer = (struct node_transfer){.id = event->id, .to = event->to, .is_asked = true};
+    break;
   case RAFT_TRANSFER_CONTINUE: continue_transfer(transfer, event); break;
   case RAFT_TRANSFER_END: end_transfer(node, transfer); break;
   }
   node_wake_transfers(node);
+}
+
+void node_describe_transfer(struct node *node, uint64_t to, char text[NODE_TRANSFER_TEXT_MAX]) {
+  text[0] = 0;
+  for (size_t i = 0; i < NODE_TRANSFERS_MAX; i++) {
+    const struct node_transfer *transfer = &node->transfers[i];
+    if (transfer->id == 0 || transfer->to != to || transfer->is_over) continue;
+    if (transfer->size_bytes == 0)
+      snprintf(text, NODE_TRANSFER_TEXT_MAX, "waits for one");
+    else
+      snprintf(text, NODE_TRANSFER_TEXT_MAX, "%" PRIu64 ", %u %%", transfer->index,
+               (unsigned)(transfer->acked * 100 / transfer->size_bytes));
+  }
 }
 
 void node_ask_transfers(struct node *node) {
@@ -287,7 +302,7 @@ static int open_receiving(struct receiving *receiving, const struct node_chunk *
 static int write_chunk(struct receiving *receiving, const struct node_chunk *chunk, bool *gap) {
   uint64_t size = chunk->payload ? chunk->payload->size : 0, end = chunk->offset + size;
   *gap = size > 0 && chunk->offset > receiving->offset;
-  if (*gap || receiving->is_complete || end <= receiving->offset) return 0;
+  if (size == 0 || *gap || receiving->is_complete || end <= receiving->offset) return 0;
   uint64_t known = receiving->offset - chunk->offset;
   int error = snapshot_receiver_add(receiving->receiver, receiving->offset, chunk->payload->bytes + known,
                                     (size_t)(size - known));

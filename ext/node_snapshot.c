@@ -8,6 +8,7 @@
 ** Order: the file, synced; its name, synced; the older ones go; then the log is compacted (node_compact.c). After a
 ** failure (a full disk) nothing has changed but the time of the next try; a log that is not compacted only grows.
 */
+#include <assert.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -54,7 +55,9 @@ static int describe_terms(struct taking *taking) {
   if (!taking->terms) return VFS_NO_MEMORY;
   for (size_t i = 0; i < n && terms[i].index <= taking->info.index; i++)
     taking->terms[taking->meta.n_terms++] = (struct snapshot_term){.term = terms[i].term, .index = terms[i].index};
+  assert(taking->meta.n_terms > 0); /* what is committed is of some term */
   taking->meta.terms = taking->terms;
+  taking->meta.term = taking->terms[taking->meta.n_terms - 1].term;
   return VFS_OK;
 }
 
@@ -83,16 +86,11 @@ static int describe(struct taking *taking) {
   taking->weight = node->log_weight;
   taking->meta = (struct snapshot_meta){
       .index = info->index,
-      .term = raft_term_at(node->raft, info->index),
       .set_index = info->index,
       .checksum = info->checksum,
       .page_size = info->page_size,
       .pages = info->pages,
   };
-  if (taking->meta.term == 0) { /* a snapshot of it exists, or the log could not have been compacted so far */
-    node_say(taking->text, "entry %" PRIu64 " is no longer in the log", info->index);
-    return VFS_BUSY;
-  }
   int error = describe_terms(taking);
   return error ? error : describe_configuration(taking);
 }

@@ -104,6 +104,21 @@ def has_nothing_yet(cluster, report, chance):
     report.say("a follower that has nothing yet gets all by a snapshot")
 
 
+def leader_is_damaged(cluster, report, chance):
+    follower, others = leave_behind(cluster, chance, True)
+    leader = cluster.wait_leader(others)
+    leader.sql("SELECT balsa_snapshot()")
+    path = max(glob.glob(glob.escape(leader.database) + "-balsa/snapshots/snapshot-*.lz4"))
+    with open(path, "r+b") as file:
+        file.seek(os.path.getsize(path) // 2)
+        byte = file.read(1)
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte[0] ^ 1]))
+    follower.start()
+    wait_caught_up(cluster, report, follower, "a follower whose leader has a damaged snapshot")
+    report.say("a leader whose snapshot is damaged takes another one")
+
+
 def is_receiving(node):
     try:
         return "receiving" in (node.status(5).get("snapshot") or "")
@@ -223,6 +238,7 @@ def cases(report, folder, chosen, chance):
     comes_back(cluster, report, chance)
     loses_database(cluster, report, chance)
     has_nothing_yet(cluster, report, chance)
+    leader_is_damaged(cluster, report, chance)
     write_big(cluster.wait_leader(), chosen.megabytes)
     cut_on_the_way(cluster, report, chance)
     killed_on_the_way(cluster, report, chance, "follower")

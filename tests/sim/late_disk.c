@@ -156,6 +156,30 @@ uint64_t late_disk_position(const struct late_disk *disk) {
   return disk->position;
 }
 
+/*
+** What became durable is not undone by an earlier write that no sync ever covered: whatever the disk does with that one
+** later, its pages have the newer bytes by then.
+*/
+static void outdate(const struct operation *durable, struct operation *earlier) {
+  if (earlier->inode != durable->inode || (durable->kind != WRITE && durable->kind != RESIZE)) return;
+  if (earlier->kind == RESIZE) {
+    earlier->offset = durable->inode->durable.size;
+    return;
+  }
+  if (earlier->kind != WRITE) return;
+  if (durable->kind == RESIZE) { /* what was cut off does not come back */
+    if (earlier->offset > durable->offset) earlier->offset = durable->offset;
+    if (earlier->size > durable->offset - earlier->offset) earlier->size = (size_t)(durable->offset - earlier->offset);
+    return;
+  }
+  const uint64_t begin = earlier->offset > durable->offset ? earlier->offset : durable->offset;
+  const uint64_t end_earlier = earlier->offset + earlier->size, end_durable = durable->offset + durable->size;
+  const uint64_t end = end_earlier < end_durable ? end_earlier : end_durable;
+  if (begin < end)
+    memcpy(earlier->bytes + (begin - earlier->offset), durable->bytes + (begin - durable->offset),
+           (size_t)(end - begin));
+}
+
 void late_disk_settle(struct late_disk *disk, uint64_t position) {
   bool names_covered = false;
   for (struct inode *inode = disk->inodes; inode; inode = inode->next) inode->covered = false;
@@ -176,6 +200,7 @@ void late_disk_settle(struct late_disk *disk, uint64_t position) {
     struct operation *operation = &disk->operations[i];
     if (operation->covered) {
       operation_apply(disk, operation, true);
+      for (size_t j = 0; j < kept; j++) outdate(operation, &disk->operations[j]);
       free(operation->bytes);
     } else {
       disk->operations[kept++] = *operation;

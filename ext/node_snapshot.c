@@ -53,11 +53,12 @@ static int describe_terms(struct taking *taking) {
   size_t n = raft_get_terms(taking->node->raft, &terms);
   taking->terms = malloc((n + 1) * sizeof *taking->terms);
   if (!taking->terms) return VFS_NO_MEMORY;
-  for (size_t i = 0; i < n && terms[i].index <= taking->info.index; i++)
+  for (size_t i = 0; i < n && terms[i].index <= taking->info.index; i++) {
     taking->terms[taking->meta.n_terms++] = (struct snapshot_term){.term = terms[i].term, .index = terms[i].index};
+    taking->meta.term = terms[i].term;
+  }
   assert(taking->meta.n_terms > 0); /* what is committed is of some term */
   taking->meta.terms = taking->terms;
-  taking->meta.term = taking->terms[taking->meta.n_terms - 1].term;
   return VFS_OK;
 }
 

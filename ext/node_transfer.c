@@ -213,12 +213,8 @@ static bool has_room(const struct node_transfer *transfer) {
 }
 
 /* mutex held, given up meanwhile. true: something was done. */
-static bool attend_busy(struct node *node, struct node_transfer *transfer, bool is_asked) {
-  if (!transfer->file && is_asked)
-    open_transfer(node, transfer);
-  else if (!transfer->file)
-    return false;
-  else if (transfer->is_suspect)
+static bool attend_open(struct node *node, struct node_transfer *transfer, bool is_asked) {
+  if (transfer->is_suspect)
     check_transfer(node, transfer);
   else if (has_room(transfer))
     send_next(node, transfer);
@@ -234,7 +230,11 @@ static bool attend(struct node *node, struct node_transfer *transfer) {
   if (transfer->id == 0) return false;
   transfer->is_asked = false;
   transfer->is_busy = true;
-  bool done = attend_busy(node, transfer, is_asked);
+  bool done = is_asked;
+  if (transfer->file)
+    done = attend_open(node, transfer, is_asked);
+  else if (is_asked)
+    open_transfer(node, transfer);
   transfer->is_busy = false;
   if (transfer->is_over) release(node, transfer);
   return done;

@@ -132,12 +132,15 @@ int sim_snapshot_load(struct sim *sim, struct sim_node *node) {
 /* Writes node->writing. It is durable when its event comes. */
 static bool begin_writing(struct sim *sim, struct sim_node *node) {
   const uint64_t failures = late_disk_sync_failures(node->disk), full_hits = late_disk_full_hits(node->disk);
+  late_disk_begin_aside(node->disk);
   const int rc = write_file(node, &node->writing);
+  late_disk_end_aside(node->disk);
   sim->counters[SIM_SYNC_FAILURE] += late_disk_sync_failures(node->disk) - failures;
   sim->counters[SIM_DISK_FULL] += late_disk_full_hits(node->disk) - full_hits;
   if (rc != 0) {
     SIM_TRACE(sim, "node %" PRIu64 " cannot write a snapshot: %d", node->id, rc);
     forget(&node->writing);
+    late_disk_release(node->disk);
     return false;
   }
   node->writing_end = late_disk_position(node->disk);
@@ -162,8 +165,7 @@ void sim_snapshot_consider(struct sim *sim, struct sim_node *node) {
   node->writing = (struct sim_snapshot){
       .index = index, .term = sim->checker.committed[index - 1].term, .state = node->state};
   encode(&node->writing, terms, n_terms);
-  if (begin_writing(sim, node))
-    SIM_TRACE(sim, "node %" PRIu64 " takes snapshot %" PRIu64, node->id, status.commit_index);
+  if (begin_writing(sim, node)) SIM_TRACE(sim, "node %" PRIu64 " takes snapshot %" PRIu64, node->id, index);
 }
 
 /* Sometimes more is asked for than may be forgotten. */
@@ -341,6 +343,7 @@ static void install(struct sim *sim, struct sim_node *node) {
 
 /* Its event has come: the snapshot is durable; the process may be gone, or not have noticed yet. */
 void sim_snapshot_written(struct sim *sim, struct sim_node *node) {
+  late_disk_release(node->disk);
   late_disk_settle(node->disk, node->writing_end);
   if (!sim_node_runs(node)) return;
   if (node->is_paused) {

@@ -82,7 +82,7 @@ SHARED := -shared $(DEFS) -Wl,--as-needed -Wl,--exclude-libs,ALL
 # ---- Sources ----
 
 SOURCES := $(sort $(wildcard raft/*.c raft/io/*.c vfs/*.c snapshot/*.c ext/*.c))
-RAFT_SOURCES := $(sort $(wildcard raft/*.c))
+MUTANT_SOURCES := $(sort $(wildcard raft/*.c)) raft/io/store.c
 EXT_OBJECTS := $(SOURCES:%.c=$(OUT)/ext-objects/%.o)
 CORE_OBJECTS := $(SOURCES:%.c=$(OUT)/core-objects/%.o)
 FAULT_OBJECTS := $(patsubst %.c,$(OUT)/test-objects/%.o,$(sort $(wildcard tests/fault/*.c)))
@@ -93,9 +93,10 @@ UNIT_HELPERS := $(patsubst %.c,$(OUT)/test-objects/%.o,\
   $(filter-out tests/unit/test_%.c,$(sort $(wildcard tests/unit/*.c))))
 BENCH_OBJECTS := $(patsubst %.c,$(OUT)/test-objects/%.o,$(sort $(wildcard bench/*.c)))
 
-# Known-bad variants of the core, each of which the simulation must catch.
+# Known-bad variants of the core and the log, each of which the simulation must catch.
 MUTANTS := COMMIT_OLD_TERM VOTE_WITHOUT_PERSIST ACK_BEFORE_SYNC LOST_AT_TRUNCATION PRE_VOTE_NO_TERM_CHECK \
-  LEASE_WITHOUT_CHECK_QUORUM LEASE_FROM_ANSWER RESTART_VOTES_IN_LEASE WIPED_VOTER_VOTES
+  LEASE_WITHOUT_CHECK_QUORUM LEASE_FROM_ANSWER RESTART_VOTES_IN_LEASE WIPED_VOTER_VOTES \
+  COMPACT_UNCOMMITTED INSTALL_KEEPS_CONFLICT SNAPSHOT_ACK_EARLY SEGMENTS_BEFORE_BASE
 
 ifeq ($(V),)
 Q := @
@@ -169,7 +170,7 @@ define MUTANT
 $(OUT)/mutant-objects/$(1)/%.o: %.c $(OUT)/flags
 	@mkdir -p $$(@D)
 	$(Q)$(CC) $(CORE_CFLAGS) -DRAFT_MUTANT_$(1) -MMD -MP -c -o $$@ $$<
-$(OUT)/tests/sim-$(1): $(RAFT_SOURCES:%.c=$(OUT)/mutant-objects/$(1)/%.o) $(SIM_OBJECTS) $(FAULT_OBJECTS) $(OUT)/libbalsa.a
+$(OUT)/tests/sim-$(1): $(MUTANT_SOURCES:%.c=$(OUT)/mutant-objects/$(1)/%.o) $(SIM_OBJECTS) $(FAULT_OBJECTS) $(OUT)/libbalsa.a
 	$(call say,LD,$$@)
 	@mkdir -p $$(@D)
 	$(Q)$$(TEST_LINK)

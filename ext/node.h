@@ -51,6 +51,7 @@ struct node_status {
 };
 void node_get_status(struct node *node, struct node_status *status);
 
+#define NODE_TRANSFER_TEXT_MAX 48
 struct node_member {
   uint64_t node;
   char address[RAFT_ADDRESS_MAX];
@@ -60,6 +61,7 @@ struct node_member {
   uint64_t match_index, lag;
   bool has_contact;
   uint64_t last_contact_ms;
+  char snapshot[NODE_TRANSFER_TEXT_MAX]; /* that the leader is sending to it; "" none */
 };
 /* The members, or the peers it waits for while forming. Returns how many. */
 size_t node_get_members(struct node *node, struct node_member members[RAFT_MEMBERS_MAX]);

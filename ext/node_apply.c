@@ -173,7 +173,8 @@ static void apply_batch(struct node *node, struct raft_entry *entries, uint64_t 
 /* ---- A snapshot from the leader ---- */
 
 static bool has_to_install(const struct node *node) {
-  return node->install_index != 0 && node->epoch == 0 && !node->frozen && !node->quarantine[0];
+  return node->install_index != 0 && node->epoch == 0 && !node->frozen && !node->quarantine[0] &&
+         !atomic_load(&node->snapshots_end);
 }
 
 /* mutex held, given up meanwhile. */

@@ -57,8 +57,9 @@
 #define NODE_NO_SPACE_RETRY_NS (200 * OS_MS)
 #define NODE_SEGMENT_BYTES_MIN (64u << 10) /* of the log: smaller ones if snapshots are frequent */
 #define NODE_SEGMENT_BYTES_MAX (16u << 20)
-#define NODE_WEIGHTS 64                     /* remembered places in the log; half of them lie in its tail */
-#define NODE_VIEW_WAIT (2 * OS_SECOND)      /* a snapshot waits for its turn among the writers */
+#define NODE_WEIGHTS 64                /* remembered places in the log; half of them lie in its tail */
+#define NODE_VIEW_WAIT (2 * OS_SECOND) /* a snapshot waits for its turn among the writers */
+#define NODE_VIEW_SLICE (200 * OS_MS)
 #define NODE_SNAPSHOT_RETRY_MIN (OS_SECOND) /* back-off after a snapshot that failed */
 #define NODE_SNAPSHOT_RETRY_MAX (60 * OS_SECOND)
 #define NODE_CHUNK_BYTES (256u << 10)   /* of a snapshot, in one message: heartbeats do not wait long behind it */
@@ -104,6 +105,7 @@ struct node_snapshot;
 /* A snapshot on its way to a follower. node.mutex; who closes the file is the transfer thread. */
 struct node_transfer {
   uint64_t id; /* the core's; 0: none */
+  uint64_t to;
   struct os_file *file;
   uint64_t index, term, size_bytes; /* of the file */
   uint64_t acked;                   /* what is before has arrived */
@@ -376,6 +378,8 @@ void node_transfer_thread(void *node);
 void node_wake_transfers(struct node *node);
 /* mutex held. What the core wants; calls nothing of it. */
 void node_transfer_event(struct node *node, const struct raft_transfer *event);
+/* mutex held. What is being sent to this node, for balsa_members; "" nothing. */
+void node_describe_transfer(struct node *node, uint64_t to, char text[NODE_TRANSFER_TEXT_MAX]);
 /* mutex held. There is a new snapshot: those that wait for one look again. */
 void node_ask_transfers(struct node *node);
 /* mutex held. A chunk that the core has accepted (payload NULL: an empty one); dropped if there are too many. */

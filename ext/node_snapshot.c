@@ -8,6 +8,7 @@
 ** Order: the file, synced; its name, synced; the older ones go; then the log is compacted (node_compact.c). After a
 ** failure (a full disk) nothing has changed but the time of the next try; a log that is not compacted only grows.
 */
+#include <assert.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -55,8 +56,11 @@ static int describe_terms(struct taking *taking) {
   size_t first = n > SNAPSHOT_TERMS_MAX ? n - SNAPSHOT_TERMS_MAX : 0;
   taking->terms = malloc((n + 1) * sizeof *taking->terms);
   if (!taking->terms) return VFS_NO_MEMORY;
-  for (size_t i = first; i < n; i++)
+  for (size_t i = first; i < n; i++) {
     taking->terms[taking->meta.n_terms++] = (struct snapshot_term){.term = terms[i].term, .index = terms[i].index};
+    taking->meta.term = terms[i].term;
+  }
+  assert(taking->meta.n_terms > 0); /* what is committed is of some term */
   taking->meta.terms = taking->terms;
   return VFS_OK;
 }
@@ -86,16 +90,11 @@ static int describe(struct taking *taking) {
   taking->weight = node->log_weight;
   taking->meta = (struct snapshot_meta){
       .index = info->index,
-      .term = raft_term_at(node->raft, info->index),
       .set_index = info->index,
       .checksum = info->checksum,
       .page_size = info->page_size,
       .pages = info->pages,
   };
-  if (taking->meta.term == 0) { /* a snapshot of it exists, or the log could not have been compacted so far */
-    node_say(taking->text, "entry %" PRIu64 " is no longer in the log", info->index);
-    return VFS_BUSY;
-  }
   int error = describe_terms(taking);
   return error ? error : describe_configuration(taking);
 }
@@ -186,16 +185,31 @@ static void end_taking(struct taking *taking) {
   free(taking->page);
 }
 
+/* No lock held. Waits for its turn in slices: a stop does not wait for it. */
+static int open_view(struct taking *taking) {
+  struct node *node = taking->node;
+  uint64_t now = os_now(node->os), deadline = now + NODE_VIEW_WAIT;
+  int error = VFS_BUSY;
+  while (error == VFS_BUSY && now < deadline && !atomic_load(&node->snapshots_end)) {
+    error = vfs_view_open(node->database, now + NODE_VIEW_SLICE, &taking->view, &taking->info, taking->text);
+    now = os_now(node->os);
+    if (error == VFS_BUSY && !taking->text[0]) break; /* the database is not open yet, or serves nobody any more */
+  }
+  return error;
+}
+
 /* mutex held, given up meanwhile. Takes one of what is committed now, unless that one exists. */
 static int take(struct node *node, char *text) {
   struct taking taking = {.node = node, .text = text};
   pthread_mutex_unlock(&node->mutex);
-  int error = vfs_view_open(node->database, os_now(node->os) + NODE_VIEW_WAIT, &taking.view, &taking.info, text);
+  int error = open_view(&taking);
   pthread_mutex_lock(&node->mutex);
   if (!error) error = take_from_view(&taking);
   pthread_mutex_unlock(&node->mutex);
   end_taking(&taking);
-  if (error && !text[0]) node_say(text, "%s: no memory for a snapshot", node->path);
+  if (error && !text[0])
+    node_say(text, "%s: %s", node->path,
+             error == VFS_NO_MEMORY ? "no memory for a snapshot" : "no snapshot can be taken now, see balsa_status");
   pthread_mutex_lock(&node->mutex);
   return error;
 }

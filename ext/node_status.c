@@ -151,6 +151,7 @@ size_t node_get_members(struct node *node, struct node_member members[RAFT_MEMBE
     members[i].is_leader = member->id == node->leader;
     snprintf(members[i].address, sizeof members[i].address, "%s", address_of(node, member->id));
     fill_progress(node, &members[i], progress, n_progress);
+    node_describe_transfer(node, member->id, members[i].snapshot);
   }
   for (size_t i = 0; n == 0 && i < node->options.n_peers; i++) {
     members[i] = (struct node_member){.node = node->options.peers[i].id, .role = "voter"};

@@ -62,11 +62,26 @@ void node_transfer_event(struct node *node, const struct raft_transfer *event) {
   assert(transfer || event->event != RAFT_TRANSFER_BEGIN); /* one for each member, and one that is busy */
   if (!transfer) return;                                   /* given up before */
   switch (event->event) {
-  case RAFT_TRANSFER_BEGIN: *transfer = (struct node_transfer){.id = event->id, .is_asked = true}; break;
+  case RAFT_TRANSFER_BEGIN:
+    *transfer = (struct node_transfer){.id = event->id, .to = event->to, .is_asked = true};
+    break;
   case RAFT_TRANSFER_CONTINUE: continue_transfer(transfer, event); break;
   case RAFT_TRANSFER_END: end_transfer(node, transfer); break;
   }
   node_wake_transfers(node);
+}
+
+void node_describe_transfer(struct node *node, uint64_t to, char text[NODE_TRANSFER_TEXT_MAX]) {
+  text[0] = 0;
+  for (size_t i = 0; i < NODE_TRANSFERS_MAX; i++) {
+    const struct node_transfer *transfer = &node->transfers[i];
+    if (transfer->id == 0 || transfer->to != to || transfer->is_over) continue;
+    if (transfer->size_bytes == 0)
+      snprintf(text, NODE_TRANSFER_TEXT_MAX, "waits for one");
+    else
+      snprintf(text, NODE_TRANSFER_TEXT_MAX, "%" PRIu64 ", %u %%", transfer->index,
+               (unsigned)(transfer->acked * 100 / transfer->size_bytes));
+  }
 }
 
 void node_ask_transfers(struct node *node) {
@@ -198,12 +213,8 @@ static bool has_room(const struct node_transfer *transfer) {
 }
 
 /* mutex held, given up meanwhile. true: something was done. */
-static bool attend_busy(struct node *node, struct node_transfer *transfer, bool is_asked) {
-  if (!transfer->file && is_asked)
-    open_transfer(node, transfer);
-  else if (!transfer->file)
-    return false;
-  else if (transfer->is_suspect)
+static bool attend_open(struct node *node, struct node_transfer *transfer, bool is_asked) {
+  if (transfer->is_suspect)
     check_transfer(node, transfer);
   else if (has_room(transfer))
     send_next(node, transfer);
@@ -219,7 +230,11 @@ static bool attend(struct node *node, struct node_transfer *transfer) {
   if (transfer->id == 0) return false;
   transfer->is_asked = false;
   transfer->is_busy = true;
-  bool done = attend_busy(node, transfer, is_asked);
+  bool done = is_asked;
+  if (transfer->file)
+    done = attend_open(node, transfer, is_asked);
+  else if (is_asked)
+    open_transfer(node, transfer);
   transfer->is_busy = false;
   if (transfer->is_over) release(node, transfer);
   return done;
@@ -287,7 +302,7 @@ static int open_receiving(struct receiving *receiving, const struct node_chunk *
 static int write_chunk(struct receiving *receiving, const struct node_chunk *chunk, bool *gap) {
   uint64_t size = chunk->payload ? chunk->payload->size : 0, end = chunk->offset + size;
   *gap = size > 0 && chunk->offset > receiving->offset;
-  if (*gap || receiving->is_complete || end <= receiving->offset) return 0;
+  if (size == 0 || *gap || receiving->is_complete || end <= receiving->offset) return 0;
   uint64_t known = receiving->offset - chunk->offset;
   int error = snapshot_receiver_add(receiving->receiver, receiving->offset, chunk->payload->bytes + known,
                                     (size_t)(size - known));

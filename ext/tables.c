@@ -49,11 +49,12 @@ enum member_column {
   MEMBER_MATCH_INDEX,
   MEMBER_LAG,
   MEMBER_LAST_CONTACT_MS,
+  MEMBER_SNAPSHOT,
   MEMBER_SCHEMA,
 };
 #define MEMBERS_DECLARATION                                                                                            \
   "CREATE TABLE x(node INTEGER, address TEXT, role TEXT, is_leader INTEGER, match_index INTEGER, lag INTEGER, "        \
-  "last_contact_ms INTEGER, schema TEXT HIDDEN)"
+  "last_contact_ms INTEGER, snapshot TEXT, schema TEXT HIDDEN)"
 
 /* Both tables are alike: rows are copied when a scan begins. */
 struct table {
@@ -228,6 +229,7 @@ static void member_column(sqlite3_context *context, const struct node_member *me
   case MEMBER_LAST_CONTACT_MS:
     if (member->has_contact) put_number(context, member->last_contact_ms);
     return;
+  case MEMBER_SNAPSHOT: return put_text(context, member->snapshot);
   case MEMBER_SCHEMA: return;
   }
 }

@@ -10,11 +10,13 @@
 #include "core.h"
 
 int raft_compact_log(struct raft *raft, uint64_t through) {
-#ifndef RAFT_MUTANT_COMPACT_BEYOND_DURABLE
-  if (through > raft_min(raft->commit_index, raft->log.durable_index)) {
+  uint64_t limit = raft_min(raft->commit_index, raft->log.durable_index);
+#ifdef RAFT_MUTANT_COMPACT_UNCOMMITTED
+  limit = raft->log.durable_index;
+#endif
+  if (through > limit) {
     return RAFT_INVALID;
   }
-#endif
   if (through < raft->log.first_index) {
     return RAFT_OK;
   }
@@ -30,6 +32,9 @@ int raft_compact_log(struct raft *raft, uint64_t through) {
 
 /* Is the log right up to this place, which is committed somewhere? */
 static bool holds(const struct raft *raft, uint64_t index, uint64_t term) {
+#ifdef RAFT_MUTANT_INSTALL_KEEPS_CONFLICT
+  return index <= raft_log_last(&raft->log) && index + 1 >= raft->log.first_index;
+#endif
   return index <= raft_log_last(&raft->log) && index + 1 >= raft->log.first_index &&
          raft_log_term(&raft->log, index) == term;
 }
@@ -49,6 +54,9 @@ void raft_receive_snapshot(struct raft *raft, const struct raft_message *message
     raft_confirm(raft, message->from, &message->from_incarnation, raft->commit_index, 0);
     return;
   }
+#ifdef RAFT_MUTANT_SNAPSHOT_ACK_EARLY
+  raft_send(raft, RAFT_APPEND_RESULT, message->from, &message->from_incarnation, 0)->index = message->index;
+#endif
   *receiving = (struct raft_receiving){.term = message->term,
                                        .from = message->from,
                                        .transfer = message->context,

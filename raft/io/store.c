@@ -951,6 +951,9 @@ int raft_store_compact(struct raft_store *store, uint64_t through) {
   pthread_mutex_unlock(&store->mutex);
   int error = is_durable ? 0 : -EINVAL;
   if (found && !is_first) error = term_of(store, base.index, &base.term);
+#ifdef RAFT_MUTANT_SEGMENTS_BEFORE_BASE
+  if (found && error == 0) release_segments(store, store->first_number, base.number);
+#endif
   if (found && error == 0) error = write_base(store, &base);
   if (found && error == 0) {
     uint32_t first = begin_at(store, &base, resets);

@@ -98,7 +98,9 @@ static void check_completeness(struct sim *sim, const struct sim_node *node) {
   for (size_t i = 0; i < checker->n_committed; i++) {
     const struct sim_committed *committed = &checker->committed[i];
     if (committed->by_term >= node->term) return;
-    if (raft_term_at(node->raft, i + 1) == committed->term) continue;
+    const uint64_t term = raft_term_at(node->raft, i + 1);
+    if (term == committed->term) continue;
+    if (term == 0 && raft_fate(node->raft, committed->term, i + 1) == RAFT_FATE_COMMITTED) continue; /* compacted */
     sim_fail(sim,
              "leader completeness: node %" PRIu64 " leads term %" PRIu64 " without entry %zu of term %" PRIu64
              ", which was committed in term %" PRIu64,
@@ -213,8 +215,12 @@ void sim_check_commit(struct sim *sim, struct sim_node *node, uint64_t commit_in
     if (index > checker->n_committed) {
       checker->committed = sim_grow(checker->committed, &checker->committed_capacity, checker->n_committed + 1,
                                     sizeof *checker->committed);
+      const uint64_t state = index == 1 ? 0 : checker->committed[index - 2].state;
       checker->committed[checker->n_committed++] = (struct sim_committed){
-          .term = term, .identity = identity, .by_term = node->term};
+          .term = term,
+          .identity = identity,
+          .by_term = node->term,
+          .state = sim_state_after(state, index, term, identity)};
       check_acknowledged(sim, index, term, identity);
       check_durable(sim, index, term);
     } else if (checker->committed[index - 1].term != term || checker->committed[index - 1].identity != identity) {
@@ -224,8 +230,24 @@ void sim_check_commit(struct sim *sim, struct sim_node *node, uint64_t commit_in
                node->id, index, term, checker->committed[index - 1].term);
     }
     if (sim->has_failed) return;
+    node->state = sim_state_after(node->state, index, term, identity);
   }
   node->commit_index = commit_index;
+  if (commit_index > 0 && node->state != checker->committed[commit_index - 1].state)
+    sim_fail(sim, "state-machine safety: node %" PRIu64 " has another state after entry %" PRIu64, node->id,
+             commit_index);
+}
+
+void sim_check_install(struct sim *sim, struct sim_node *node) {
+  const struct sim_checker *checker = &sim->checker;
+  const uint64_t index = node->snapshot.index;
+  if (index > checker->n_committed || checker->committed[index - 1].state != node->snapshot.state ||
+      checker->committed[index - 1].term != node->snapshot.term) {
+    sim_fail(sim, "node %" PRIu64 " has a snapshot of what was never committed: %" PRIu64, node->id, index);
+    return;
+  }
+  node->commit_index = index;
+  node->state = node->snapshot.state;
 }
 
 /* ---- What clients were told ---- */
@@ -302,10 +324,13 @@ void sim_check_recovered(struct sim *sim, struct sim_node *node, const struct ra
   while (safe < node->durable.n && safe < node->issued.n &&
          memcmp(&node->durable.marks[safe], &node->issued.marks[safe], sizeof *node->durable.marks) == 0)
     safe++;
+  if (found->first_index > node->snapshot.index + 1)
+    sim_fail(sim, "node %" PRIu64 ": its log begins at %" PRIu64 ", its snapshot ends at %" PRIu64, node->id,
+             found->first_index, node->snapshot.index);
   if (found->last_index < safe)
     sim_fail(sim, "node %" PRIu64 ": entries up to %" PRIu64 " were durable, found up to %" PRIu64, node->id, safe,
              found->last_index);
-  for (uint64_t index = 1; index <= found->last_index && !sim->has_failed; index++)
+  for (uint64_t index = found->first_index; index <= found->last_index && !sim->has_failed; index++)
     if (!is_expected(node, index, found->entries[index - found->first_index].term))
       sim_fail(sim, "node %" PRIu64 ": entry %" PRIu64 " on disk was never written so", node->id, index);
   const struct raft_hard_state *durable = &node->durable_state, *issued = &node->issued_state;

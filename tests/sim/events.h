@@ -10,15 +10,16 @@
 #include <stdint.h>
 
 enum sim_event_kind {
-  SIM_EVENT_DELIVER, /* data: a packet for `node` */
-  SIM_EVENT_TICK,    /* number: the node's tick generation */
-  SIM_EVENT_DISK,    /* the node's write is on disk; number: boot */
-  SIM_EVENT_RETRY,   /* the disk was full: try again; number: boot */
-  SIM_EVENT_RESTART, /* number: boot */
-  SIM_EVENT_RESUME,  /* number: boot */
-  SIM_EVENT_CLIENT,  /* the workload's next step */
-  SIM_EVENT_FAULT,   /* the next fault at large */
-  SIM_EVENT_PLAY,    /* the next step of a directed play */
+  SIM_EVENT_DELIVER,  /* data: a packet for `node` */
+  SIM_EVENT_TICK,     /* number: the node's tick generation */
+  SIM_EVENT_DISK,     /* the node's write is on disk; number: boot */
+  SIM_EVENT_RETRY,    /* the disk was full: try again; number: boot */
+  SIM_EVENT_RESTART,  /* number: boot */
+  SIM_EVENT_RESUME,   /* number: boot */
+  SIM_EVENT_CLIENT,   /* the workload's next step */
+  SIM_EVENT_FAULT,    /* the next fault at large */
+  SIM_EVENT_PLAY,     /* the next step of a directed play */
+  SIM_EVENT_SNAPSHOT, /* the node's snapshot is durable; number: boot */
 };
 
 struct sim_event {

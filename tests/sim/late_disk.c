@@ -33,6 +33,7 @@ struct operation {
   enum operation_kind kind;
   bool unsafe;  /* a sync over it failed: no later sync covers it */
   bool covered; /* scratch of settle */
+  bool aside;
   uint64_t number;
   struct inode *inode;
   uint64_t offset; /* RESIZE: the size */
@@ -49,7 +50,7 @@ struct late_disk {
   struct operation *operations;
   size_t n_operations, capacity;
   uint64_t position, settled;
-  bool is_full, is_dead;
+  bool is_full, is_dead, is_aside;
   uint32_t fail_sync;
   uint64_t full_hits, sync_failures;
 };
@@ -112,7 +113,7 @@ static void names_apply(struct names *names, const struct operation *operation) 
 static struct operation *note(struct late_disk *disk, enum operation_kind kind, struct inode *inode) {
   disk->operations = sim_grow(disk->operations, &disk->capacity, disk->n_operations + 1, sizeof *disk->operations);
   struct operation *operation = &disk->operations[disk->n_operations++];
-  *operation = (struct operation){.kind = kind, .inode = inode, .number = disk->position++};
+  *operation = (struct operation){.kind = kind, .inode = inode, .aside = disk->is_aside, .number = disk->position++};
   return operation;
 }
 
@@ -156,13 +157,37 @@ uint64_t late_disk_position(const struct late_disk *disk) {
   return disk->position;
 }
 
+/*
+** What became durable is not undone by an earlier write that no sync ever covered: whatever the disk does with that one
+** later, its pages have the newer bytes by then.
+*/
+static void outdate(const struct operation *durable, struct operation *earlier) {
+  if (earlier->inode != durable->inode || (durable->kind != WRITE && durable->kind != RESIZE)) return;
+  if (earlier->kind == RESIZE) {
+    earlier->offset = durable->inode->durable.size;
+    return;
+  }
+  if (earlier->kind != WRITE) return;
+  if (durable->kind == RESIZE) { /* what was cut off does not come back */
+    if (earlier->offset > durable->offset) earlier->offset = durable->offset;
+    if (earlier->size > durable->offset - earlier->offset) earlier->size = (size_t)(durable->offset - earlier->offset);
+    return;
+  }
+  const uint64_t begin = earlier->offset > durable->offset ? earlier->offset : durable->offset;
+  const uint64_t end_earlier = earlier->offset + earlier->size, end_durable = durable->offset + durable->size;
+  const uint64_t end = end_earlier < end_durable ? end_earlier : end_durable;
+  if (begin < end)
+    memcpy(earlier->bytes + (begin - earlier->offset), durable->bytes + (begin - durable->offset),
+           (size_t)(end - begin));
+}
+
 void late_disk_settle(struct late_disk *disk, uint64_t position) {
   bool names_covered = false;
   for (struct inode *inode = disk->inodes; inode; inode = inode->next) inode->covered = false;
   for (size_t i = disk->n_operations; i-- > 0;) {
     struct operation *operation = &disk->operations[i];
     operation->covered = false;
-    if (operation->number >= position) continue;
+    if (operation->number >= position || operation->aside) continue;
     switch (operation->kind) {
     case SYNC: operation->inode->covered = operation->covered = true; break;
     case SYNC_NAMES: names_covered = operation->covered = true; break;
@@ -176,6 +201,7 @@ void late_disk_settle(struct late_disk *disk, uint64_t position) {
     struct operation *operation = &disk->operations[i];
     if (operation->covered) {
       operation_apply(disk, operation, true);
+      for (size_t j = 0; j < kept; j++) outdate(operation, &disk->operations[j]);
       free(operation->bytes);
     } else {
       disk->operations[kept++] = *operation;
@@ -183,6 +209,39 @@ void late_disk_settle(struct late_disk *disk, uint64_t position) {
   }
   disk->n_operations = kept;
   if (position > disk->settled) disk->settled = position;
+}
+
+void late_disk_begin_aside(struct late_disk *disk) {
+  disk->is_aside = true;
+}
+
+void late_disk_end_aside(struct late_disk *disk) {
+  disk->is_aside = false;
+}
+
+void late_disk_release(struct late_disk *disk) {
+  for (size_t i = 0; i < disk->n_operations; i++) disk->operations[i].aside = false;
+}
+
+/* Of what was done aside the first so many were begun; the others never happened. */
+static void stop_aside(struct late_disk *disk, struct late_disk_loss *loss) {
+  uint64_t n = 0;
+  for (size_t i = 0; i < disk->n_operations; i++) n += disk->operations[i].aside;
+  if (n == 0) return;
+  uint64_t begun = sim_random_below(disk->random, n + 1);
+  size_t kept = 0;
+  for (size_t i = 0; i < disk->n_operations; i++) {
+    struct operation *operation = &disk->operations[i];
+    if (operation->aside && begun == 0) {
+      loss->lost += operation->kind == WRITE;
+      free(operation->bytes);
+      continue;
+    }
+    begun -= operation->aside;
+    operation->aside = false;
+    disk->operations[kept++] = *operation;
+  }
+  disk->n_operations = kept;
 }
 
 /* A write that no sync covered: there, missing, or in parts. */
@@ -229,6 +288,7 @@ static void forget_operations(struct late_disk *disk) {
 static void stop_somewhere(struct late_disk *disk, struct late_disk_loss *loss) {
   const uint64_t cut = sim_random_between(disk->random, disk->settled, disk->position);
   *loss = (struct late_disk_loss){.middle = cut > disk->settled && cut < disk->position};
+  stop_aside(disk, loss);
   late_disk_settle(disk, cut);
   while (disk->n_operations > 0 && disk->operations[disk->n_operations - 1].number >= cut) {
     struct operation *operation = &disk->operations[--disk->n_operations];
@@ -245,7 +305,7 @@ static void forget_cache(struct late_disk *disk) {
   }
   names_copy(&disk->now, &disk->durable);
   disk->fail_sync = 0;
-  disk->is_dead = false;
+  disk->is_dead = disk->is_aside = false;
 }
 
 void late_disk_lose_power(struct late_disk *disk, struct late_disk_loss *loss) {

@@ -28,6 +28,14 @@ uint64_t late_disk_position(const struct late_disk *disk);
 void late_disk_settle(struct late_disk *disk, uint64_t position);
 
 /*
+** Operations from `begin` to `end` go their own way, as another thread's do: late_disk_settle does not reach them, and if
+** power is lost some of them, from the first one on, were done, whatever was done of the others. Until they are released.
+*/
+void late_disk_begin_aside(struct late_disk *disk);
+void late_disk_end_aside(struct late_disk *disk);
+void late_disk_release(struct late_disk *disk);
+
+/*
 ** The process or the machine is dead from here on: what the clean-up of its parts does to the disk
 ** gives -EIO and does not happen. Until lose_power, kill or wipe.
 */

@@ -173,6 +173,34 @@ static void forget_staged(struct sim_node *node) {
   node->n_staged = 0;
 }
 
+/* The log up to here is what was committed: nobody else could tell what a snapshot replaces. */
+static void take_committed(struct sim *sim, struct sim_node *node, uint64_t index) {
+  const struct sim_checker *checker = &sim->checker;
+  if (index > checker->n_committed) {
+    sim_fail(sim, "node %" PRIu64 " begins its log behind %" PRIu64 ", which is not committed", node->id, index);
+    return;
+  }
+  node->log.marks = sim_grow(node->log.marks, &node->log.capacity, index, sizeof *node->log.marks);
+  for (uint64_t i = 0; i < index; i++)
+    node->log.marks[i] = (struct sim_entry_mark){.term = checker->committed[i].term,
+                                                 .identity = checker->committed[i].identity};
+  node->log.n = (size_t)index;
+  node->log_changed = 1;
+}
+
+static void begin_anew(struct sim *sim, struct sim_node *node, const struct raft_work *work) {
+  SIM_TRACE(sim, "node %" PRIu64 " begins its log anew behind %" PRIu64 "/%" PRIu64, node->id, work->reset_index,
+            work->reset_term);
+  sim->counters[SIM_LOG_RESET]++;
+  take_committed(sim, node, work->reset_index);
+  if (sim->has_failed) return;
+  if (work->reset_index != node->snapshot.index || node->log.marks[work->reset_index - 1].term != work->reset_term)
+    sim_fail(sim, "node %" PRIu64 " is to begin its log behind %" PRIu64 ", but that is not its snapshot", node->id,
+             work->reset_index);
+  if (raft_store_reset(node->store, work->reset_index, work->reset_term, work->persist) != 0)
+    sim_fail(sim, "node %" PRIu64 ": the store does not begin anew", node->id);
+}
+
 static void append(struct sim *sim, struct sim_node *node, const struct raft_work *work,
                    const struct sim_packet *received) {
   for (uint64_t index = work->append_first; index <= work->append_last; index++) {
@@ -197,13 +225,15 @@ static void persist(struct sim *sim, struct sim_node *node, const struct raft_wo
     sim_fail(sim, "node %" PRIu64 ": write %" PRIu64 " comes after %" PRIu64, node->id, work->persist,
              node->persist_given);
   node->persist_given = work->persist;
+  if (work->reset_index > 0) begin_anew(sim, node, work);
   if (work->truncate_from > 0) {
     truncate_log(sim, node, work->truncate_from);
     if (raft_store_truncate(node->store, work->truncate_from, work->persist) != 0)
       sim_fail(sim, "node %" PRIu64 ": the store refused to truncate from %" PRIu64, node->id, work->truncate_from);
   }
   if (work->append_first > 0) append(sim, node, work, received);
-  if (work->truncate_from == 0 && work->append_first == 0) raft_store_mark(node->store, work->persist);
+  if (work->reset_index == 0 && work->truncate_from == 0 && work->append_first == 0)
+    raft_store_mark(node->store, work->persist);
   if (work->hard_state) {
     node->queued_state = (struct raft_hard_state){
         .node = node->id, .incarnation = node->incarnation, .term = work->term, .voted_for = work->voted_for};
@@ -279,6 +309,17 @@ static void note_role(struct sim *sim, struct sim_node *node, const struct raft_
   sim_check_role(sim, node);
 }
 
+/* Sends, or takes, what the parcel says of snapshots. That calls the core again, so it comes last. */
+static void exchange_snapshots(struct sim *sim, struct sim_node *node, const struct raft_work *work,
+                               const struct sim_packet *received) {
+  struct raft_transfer transfers[3 * RAFT_MEMBERS_MAX];
+  const size_t n = work->n_transfers;
+  const bool chunk = work->chunk;
+  if (n > 0) memcpy(transfers, work->transfers, n * sizeof *transfers);
+  for (size_t i = 0; i < n && !sim->has_failed; i++) sim_snapshot_transfer(sim, node, &transfers[i]);
+  if (chunk && !sim->has_failed) sim_snapshot_receive(sim, node, received);
+}
+
 static void take_work(struct sim *sim, struct sim_node *node, const struct sim_packet *received) {
   const uint64_t committed_before = node->commit_index;
   struct raft_work work;
@@ -289,9 +330,11 @@ static void take_work(struct sim *sim, struct sim_node *node, const struct sim_p
     if (work.role_changed) note_role(sim, node, &work);
     if (work.commit_index != node->commit_index) sim_check_commit(sim, node, work.commit_index);
     for (size_t i = 0; i < work.n_reads; i++) sim_check_read(sim, node, &work.reads[i]);
+    if (!sim->has_failed) exchange_snapshots(sim, node, &work, received);
   }
   forget_staged(node);
   if (sim->has_failed) return;
+  sim_snapshot_consider(sim, node);
   if (node->commit_index != committed_before) sim_workload_ask(sim, node);
   begin_write(sim, node);
   const uint64_t until = sim_clock_until(&node->clock, sim->now, raft_next_tick(node->raft));
@@ -470,16 +513,18 @@ void sim_node_init(struct sim *sim, uint32_t slot) {
   node->write_ns = sim_random_between(&sim->random, 50 * SIM_US, 500 * SIM_US);
   node->write_jitter_ns = sim_random_between(&sim->random, 0, 2 * SIM_MS);
   node->is_slow = sim->profile->slow_disks && sim_random_chance(&sim->random, 700);
+  if (sim->takes_snapshots && sim_random_chance(&sim->random, 700))
+    node->snapshot_every = (uint32_t)sim_random_between(&sim->random, 5, 150);
 }
 
 /* Closes what is open; the queue of messages that wait for a write dies with the process. */
 void sim_node_close(struct sim *sim, struct sim_node *node) {
-  (void)sim;
   late_disk_stop(node->disk);
   drop_waiting(node);
   forget_staged(node);
   for (size_t i = 0; i < node->n_inbox; i++) sim_packet_free(node->inbox[i].packet);
   node->n_inbox = 0;
+  sim_snapshot_crash(sim, node);
   if (node->raft) raft_close(node->raft);
   if (node->store) raft_store_close(node->store);
   if (node->state_file) raft_hard_state_close(node->state_file);
@@ -527,6 +572,7 @@ void sim_node_wipe(struct sim *sim, struct sim_node *node, uint64_t down_ns) {
   late_disk_wipe(node->disk);
   node->incarnation = new_uuid(sim);
   node->is_wiped = true;
+  sim_snapshot_forget(node);
   node->log.n = node->issued.n = node->durable.n = 0;
   node->durable_state = node->issued_state = (struct raft_hard_state){0};
   node->durable_commit = 0;
@@ -581,17 +627,44 @@ static int open_files(struct sim *sim, struct sim_node *node, struct raft_hard_s
     rc = raft_hard_state_write(node->state_file, state);
     state->node = 0; /* it is its first start */
   }
+  if (rc == 0) rc = sim_snapshot_load(sim, node);
   if (rc == 0) rc = raft_store_open(os, node->folder, &node->incarnation, &options, found, &node->store, text);
   if (rc != 0 && rc != -ENOSPC && rc != -EIO)
     sim_fail(sim, "node %" PRIu64 " can't open its files: %d, %s", node->id, rc, text);
   return rc;
 }
 
+/* A snapshot became durable, but the log did not begin anew behind it any more: that is done now. */
+static int follow_snapshot(struct sim *sim, struct sim_node *node, struct raft_store_found *found) {
+  const struct sim_snapshot *snapshot = &node->snapshot;
+  const bool reaches = found->last_index >= snapshot->index;
+  uint64_t term = found->prev_term, persist;
+  if (reaches && snapshot->index >= found->first_index)
+    term = found->entries[snapshot->index - found->first_index].term;
+  if (snapshot->index == 0 || (reaches && term == snapshot->term)) return 0;
+  SIM_TRACE(sim, "node %" PRIu64 " begins its log anew behind snapshot %" PRIu64, node->id, snapshot->index);
+  int rc = raft_store_reset(node->store, snapshot->index, snapshot->term, 0);
+  if (rc == 0) rc = raft_store_flush(node->store, &persist);
+  if (rc != 0) return rc;
+  sim->counters[SIM_RESET_AT_START]++;
+  free(found->entries);
+  *found = (struct raft_store_found){.first_index = snapshot->index + 1,
+                                     .last_index = snapshot->index,
+                                     .prev_term = snapshot->term,
+                                     .cut = found->cut};
+  return 0;
+}
+
 static void open_core(struct sim *sim, struct sim_node *node, const struct raft_hard_state *state,
                       const struct raft_store_found *found) {
-  struct raft_configuration configuration;
-  uint64_t configuration_index = 0;
-  const bool has = find_configuration(sim, node, found, &configuration, &configuration_index);
+  struct raft_configuration configuration = sim->configuration;
+  struct raft_term_start *terms;
+  uint64_t configuration_index = 1;
+  size_t n_terms = sim_snapshot_terms(&node->snapshot, &terms);
+  while (n_terms > 0 && terms[n_terms - 1].index >= found->first_index) n_terms--;
+  const bool has = find_configuration(sim, node, found, &configuration, &configuration_index) ||
+                   node->snapshot.index > 0;
+  const uint64_t commit = node->durable_commit > node->commit_index ? node->durable_commit : node->commit_index;
   const struct raft_options options = {.id = node->id,
                                        .incarnation = node->incarnation,
                                        .seed = sim_random_next(&sim->random),
@@ -608,18 +681,21 @@ static void open_core(struct sim *sim, struct sim_node *node, const struct raft_
                                    .prev_term = found->prev_term,
                                    .last_index = found->last_index,
                                    .entries = found->entries,
-                                   .commit_index = node->durable_commit,
+                                   .commit_index = commit,
+                                   .terms = terms,
+                                   .n_terms = n_terms,
                                    .configuration = has ? &configuration : NULL,
                                    .configuration_index = configuration_index,
                                    .restarted = state->node != 0};
   const int rc = raft_open(&options, &start, &node->raft);
+  free(terms);
   if (rc != 0) sim_fail(sim, "node %" PRIu64 ": the core does not open: %s", node->id, raft_error_text(rc));
 }
 
 static void reset_for_start(struct sim_node *node) {
   node->is_paused = node->has_failed = node->is_unelectable = node->is_writing = node->has_queued_state = false;
   node->persist_given = node->persist_done = node->write_persist = 0;
-  node->commit_index = 0;
+  node->commit_index = node->state = 0;
   node->tick_at = 0;
   node->role = RAFT_FOLLOWER;
   node->term = node->leader = 0;
@@ -629,6 +705,7 @@ static void reset_for_start(struct sim_node *node) {
 /* What was found in the log is what the node has now. */
 static void adopt_log(struct sim *sim, struct sim_node *node, const struct raft_store_found *found) {
   node->log.n = 0;
+  take_committed(sim, node, found->first_index - 1);
   node->log_changed = node->issued_changed = 1;
   for (uint64_t index = found->first_index; index <= found->last_index && !sim->has_failed; index++) {
     struct raft_entry entry;
@@ -649,6 +726,7 @@ void sim_node_start(struct sim *sim, struct sim_node *node) {
   struct raft_store_found found;
   int rc = open_files(sim, node, &state, &found);
   if (rc == 0) sim_check_recovered(sim, node, &found, &state);
+  if (rc == 0 && !sim->has_failed) rc = follow_snapshot(sim, node, &found);
   /* Sometimes the machine dies again while it starts. */
   const bool dies = rc != 0 || (!sim->faults.is_stopped && sim_random_chance(&sim->random, 100));
   if (dies || sim->has_failed) {
@@ -665,6 +743,7 @@ void sim_node_start(struct sim *sim, struct sim_node *node) {
   node->durable_state = node->issued_state = state;
   node->is_up = true;
   adopt_log(sim, node, &found);
+  if (node->snapshot.index > 0) sim_check_install(sim, node);
   if (!sim->has_failed) open_core(sim, node, &state, &found);
   const bool is_fresh = found.last_index == 0;
   free(found.entries);
@@ -696,6 +775,11 @@ void sim_node_handle(struct sim *sim, const struct sim_event *event) {
       into_inbox(node, (struct sim_inbox_item){.kind = SIM_INBOX_WRITTEN});
     else
       written(sim, node);
+    break;
+  case SIM_EVENT_SNAPSHOT:
+    if (!same_boot || !node->is_up) break;
+    sim_snapshot_written(sim, node);
+    if (sim_node_runs(node) && !node->is_paused && !sim->has_failed) take_work(sim, node, NULL);
     break;
   case SIM_EVENT_RETRY:
     if (!same_boot || !sim_node_runs(node)) break;

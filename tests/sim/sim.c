@@ -82,10 +82,12 @@ static void begin(struct sim *sim) {
     sim->window_bytes = (uint32_t)sim_random_between(random, 100, 1000);
     sim->batch_bytes = 1;
   }
+  sim->takes_snapshots = sim_random_chance(random, 700);
   sim->segment_bytes = (uint32_t)sim_random_between(random, 4, 16) * 4096;
   sim->cache_bytes = sim_random_chance(random, 500) ? 1 : 1 << 20;
-  /* By the seed and not from the random source, so that the histories of old seeds stay what they were without it. */
-  sim->round_trip_short_ns = sim->seed % 2 ? 0 : 20 * SIM_MS;
+  /* With a few bytes at a time nobody who was away would catch up in the time that progress may take. */
+  const bool one_at_a_time = sim->seed % 2 == 0 && sim->batch_bytes >= 2000 && sim->window_bytes >= 2000;
+  sim->round_trip_short_ns = one_at_a_time ? 20 * SIM_MS : 0;
   for (uint32_t i = 0; i < sim->n_nodes; i++) sim_node_init(sim, i);
   make_configuration(sim);
   make_first_state(sim);
@@ -222,6 +224,8 @@ static void finish(struct sim *sim) {
   for (uint32_t i = 0; i < sim->n_nodes; i++) {
     struct sim_node *node = &sim->nodes[i];
     sim_node_close(sim, node);
+    sim_snapshot_forget(node);
+    free(node->sending);
     late_disk_free(node->disk);
     free(node->waiting);
     free(node->inbox);

@@ -63,7 +63,14 @@
   X(LEASE_READ, "reads answered, lease level, leader")                                                                 \
   X(QUORUM_READ, "reads answered, quorum level, leader")                                                               \
   X(FOLLOWER_READ, "reads answered on followers")                                                                      \
-  X(READ_REFUSED, "reads refused")
+  X(READ_REFUSED, "reads refused")                                                                                     \
+  X(SNAPSHOT, "snapshots durable")                                                                                     \
+  X(COMPACTED, "compactions")                                                                                          \
+  X(CHUNK_MISPLACED, "chunks that came twice or too early")                                                            \
+  X(INSTALLED, "snapshots installed")                                                                                  \
+  X(LOG_KEPT, "installations that kept the log")                                                                       \
+  X(LOG_RESET, "logs begun anew behind a snapshot")                                                                    \
+  X(RESET_AT_START, "logs begun anew at start, after a crash in an installation")
 
 enum sim_counter {
 #define X(name, text) SIM_##name,
@@ -140,6 +147,26 @@ struct sim_inbox_item {
   uint64_t number;
 };
 
+/* A snapshot: what it says, and its file. */
+struct sim_snapshot {
+  uint64_t index, term, state; /* index 0: none */
+  uint8_t *bytes;
+  size_t size;
+};
+
+/* One that is being received; index 0: none. */
+struct sim_part {
+  uint64_t index, term;
+  uint8_t *bytes;
+  size_t size, n;
+};
+
+/* One that is being sent. */
+struct sim_sending {
+  uint64_t id, to;
+  struct sim_snapshot file;
+};
+
 struct sim_node {
   uint32_t slot;
   uint64_t id;
@@ -178,8 +205,17 @@ struct sim_node {
   struct sim_log log, issued, durable; /* in memory, in the flush under way, surely on disk */
   uint64_t log_changed, issued_changed;
   uint64_t commit_index, durable_commit;
+  uint64_t state; /* of the state machine, at commit_index */
   enum raft_role role;
   uint64_t term, leader;
+
+  struct sim_snapshot snapshot, writing; /* the durable one; the one that is being written */
+  uint64_t writing_end;                  /* disk position */
+  uint32_t snapshot_every;               /* entries; 0: never */
+  bool is_installing;                    /* `writing` was received */
+  struct sim_part part;
+  struct sim_sending *sending;
+  size_t n_sending, sending_capacity;
 };
 
 /* ---- What is checked ---- */
@@ -187,6 +223,7 @@ struct sim_node {
 struct sim_committed {
   uint64_t term, identity;
   uint64_t by_term; /* of the node that was the first to call it committed */
+  uint64_t state;   /* after it */
 };
 
 struct sim_checker {
@@ -289,6 +326,7 @@ struct sim {
   uint64_t election_ns, heartbeat_ns;
   uint32_t drift_permille, window_bytes, batch_bytes, segment_bytes, cache_bytes;
   uint64_t round_trip_short_ns; /* members that answer within it get one APPEND at a time */
+  bool takes_snapshots;
   uint32_t uncommitted_max; /* clients wait when a leader has more of that */
   uint64_t counters[SIM_COUNTERS];
   bool has_failed;
@@ -376,8 +414,29 @@ void sim_check_fate(struct sim *sim, const struct sim_node *node, uint64_t id, e
 void sim_check_read(struct sim *sim, const struct sim_node *node, const struct raft_read_answer *answer);
 void sim_check_recovered(struct sim *sim, struct sim_node *node, const struct raft_store_found *found,
                          const struct raft_hard_state *state);
+/* The node's snapshot takes the place of its state. */
+void sim_check_install(struct sim *sim, struct sim_node *node);
 /* All nodes that can agree by now: the same log, every fate told and true. */
 void sim_check_end(struct sim *sim);
+
+/* ---- snapshots.c ---- */
+
+/* The state machine: one number, from one entry to the next. */
+uint64_t sim_state_after(uint64_t state, uint64_t index, uint64_t term, uint64_t identity);
+/* At start. 0, or a negative errno. */
+int sim_snapshot_load(struct sim *sim, struct sim_node *node);
+/* Where the terms in it start; the caller's to free. */
+size_t sim_snapshot_terms(const struct sim_snapshot *snapshot, struct raft_term_start **terms);
+/* Something was applied: time for a snapshot? */
+void sim_snapshot_consider(struct sim *sim, struct sim_node *node);
+void sim_snapshot_transfer(struct sim *sim, struct sim_node *node, const struct raft_transfer *transfer);
+/* A chunk that the core lets pass. */
+void sim_snapshot_receive(struct sim *sim, struct sim_node *node, const struct sim_packet *packet);
+void sim_snapshot_written(struct sim *sim, struct sim_node *node);
+/* The process is gone; its disk is not. */
+void sim_snapshot_crash(struct sim *sim, struct sim_node *node);
+/* Everything is gone. */
+void sim_snapshot_forget(struct sim_node *node);
 
 /* ---- workload.c ---- */
 

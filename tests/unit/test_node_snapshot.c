@@ -437,6 +437,92 @@ static void a_lost_snapshot_that_is_needed_is_missed(void **state) {
   assert_refused("no snapshot in");
 }
 
+/* ---- What a crash leaves ---- */
+
+static void copy(const char *from, const char *to) {
+  char command[600];
+  snprintf(command, sizeof command, "rm -rf '%s/%s' && cp -a '%s/%s' '%s/%s'", folder, to, folder, from, folder, to);
+  assert_int_equal(system(command), 0);
+}
+
+/*
+** The state between the name of a snapshot that the leader has sent and the log's new beginning: the node's files are
+** those of an earlier time, and the snapshot is of a later one. *sum is what it shows.
+*/
+static void leave_installation_undone(char sum[64]) {
+  sqlite3 *db = open_node("");
+  fill(db, 100);
+  run(db, "SELECT balsa_snapshot()");
+  fill(db, 100);
+  stop(db);
+  copy("app.db", "old.db");
+  copy("app.db-balsa", "old.db-balsa");
+  db = open_node("");
+  fill(db, 700);
+  run(db, "SELECT balsa_snapshot()");
+  snprintf(sum, 64, "%s", ask(db, "SELECT count(*) || ' ' || sum(a) FROM t"));
+  stop(db);
+  copy("app.db-balsa/snapshots", "later");
+  copy("old.db", "app.db");
+  copy("old.db-balsa", "app.db-balsa");
+  char command[600];
+  snprintf(command, sizeof command,
+           "rm '%s'/app.db-balsa/snapshots/* && cp '%s'/later/*.lz4 '%s/app.db-balsa/snapshots'", folder, folder,
+           folder);
+  assert_int_equal(system(command), 0);
+}
+
+static void an_installation_that_was_cut_off_is_ended_at_the_next_start(void **state) {
+  char undone[64], sum[64];
+  (void)state;
+  leave_installation_undone(undone);
+  copy("app.db", "undone.db");
+  copy("app.db-balsa", "undone.db-balsa");
+  for (int with_database = 1; with_database >= 0; with_database--) {
+    copy("undone.db", "app.db");
+    copy("undone.db-balsa", "app.db-balsa");
+    if (!with_database) assert_int_equal(unlink(path_of("app.db")), 0);
+    sqlite3 *db = open_node("");
+    assert_string_equal(ask(db, "SELECT count(*) || ' ' || sum(a) FROM t"), undone);
+    assert_true(ask_number(db, "SELECT log_first FROM balsa_status") > 1);
+    fill(db, 10);
+    snprintf(sum, sizeof sum, "%s", ask(db, "SELECT count(*) || ' ' || sum(a) FROM t"));
+    stop(db);
+    assert_starts_with("", sum, 2);
+  }
+}
+
+static void a_damaged_snapshot_is_not_installed(void **state) {
+  char sum[64];
+  struct stat status;
+  (void)state;
+  leave_installation_undone(sum);
+  assert_int_equal(stat(the_snapshot(), &status), 0);
+  flip_byte(the_snapshot(), status.st_size - 1000);
+  assert_starts_with("", "200 20100", 1); /* what the log has */
+  assert_null(the_snapshot());
+}
+
+static void an_older_snapshot_takes_the_place_of_a_damaged_one(void **state) {
+  char sum[64], older[512], kept[256];
+  (void)state;
+  sqlite3 *db = open_node("&snapshot_threshold=64K&log_tail=4M"); /* the log still reaches the older one */
+  fill(db, 300);
+  run(db, "SELECT balsa_snapshot()");
+  snprintf(older, sizeof older, "%s", the_snapshot());
+  snprintf(kept, sizeof kept, "%s", path_of("kept"));
+  assert_int_equal(link(older, kept), 0);
+  fill(db, 300);
+  run(db, "SELECT balsa_snapshot()");
+  snprintf(sum, sizeof sum, "%s", ask(db, "SELECT count(*) || ' ' || sum(a) FROM t"));
+  stop(db);
+  flip_byte(the_snapshot(), 50);
+  assert_int_equal(link(kept, older), 0);
+  assert_int_equal(unlink(path_of("app.db")), 0);
+  assert_starts_with("", sum, 1);
+  assert_string_equal(the_snapshot(), older);
+}
+
 /* ---- In the way ---- */
 
 static void a_snapshot_that_fails_is_told_and_nothing_is_forgotten(void **state) {
@@ -506,6 +592,9 @@ int main(void) {
       TEST(a_damaged_snapshot_is_done_without_if_the_log_suffices),
       TEST(a_damaged_snapshot_that_is_needed_is_named_with_the_offset),
       TEST(a_lost_snapshot_that_is_needed_is_missed),
+      TEST(an_installation_that_was_cut_off_is_ended_at_the_next_start),
+      TEST(a_damaged_snapshot_is_not_installed),
+      TEST(an_older_snapshot_takes_the_place_of_a_damaged_one),
       TEST(a_snapshot_that_fails_is_told_and_nothing_is_forgotten),
       TEST(a_stop_does_not_wait_for_a_snapshot),
       TEST(a_log_that_became_durable_before_its_term_is_gone_on_with),

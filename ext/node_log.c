@@ -106,6 +106,7 @@ static void note_flush(struct node *node, int error, uint64_t persist) {
     node->no_space = true;
     node->unattended = true;
     node->retry_at = os_now(node->os) + NODE_NO_SPACE_RETRY_NS;
+    pthread_cond_signal(&node->log_condition); /* it may be asleep without a deadline */
     snprintf(node->blocked, sizeof node->blocked, "blocked by a full disk: %s", text);
   } else {
     node_fail(node, "%s", text);

@@ -42,14 +42,16 @@ static void result_text(sqlite3_context *context, const char *text) {
     sqlite3_result_null(context);
 }
 
-/* Where to write instead. */
-static void append_leader(struct node *node, char text[VFS_TEXT_MAX]) {
+/* What has changed since, or where to write instead. */
+static void append_whereabouts(struct node *node, char text[VFS_TEXT_MAX]) {
   struct node_status status;
   node_get_status(node, &status);
   size_t length = strlen(text);
-  if (length == 0 || status.leader == 0 || status.leader == status.node) return;
-  snprintf(text + length, VFS_TEXT_MAX - length, "; node %" PRIu64 " at %s leads", status.leader,
-           status.leader_address);
+  if (status.is_stopped)
+    snprintf(text + length, VFS_TEXT_MAX - length, "; " NODE_STOPPED_TEXT);
+  else if (status.leader != 0 && status.leader != status.node)
+    snprintf(text + length, VFS_TEXT_MAX - length, "; node %" PRIu64 " at %s leads", status.leader,
+             status.leader_address);
 }
 
 static void function_error(sqlite3_context *context, int n, sqlite3_value **arguments) {
@@ -60,7 +62,7 @@ static void function_error(sqlite3_context *context, int n, sqlite3_value **argu
   if (connection && !node_is_forked()) {
     struct node *node = node_of_connection(connection);
     if (text[0])
-      append_leader(node, text);
+      append_whereabouts(node, text);
     else
       node_trouble(node, text);
   }

@@ -13,6 +13,8 @@
 
 #include "node_internal.h"
 
+#define NODE_NUMBER_TEXT 24 /* a node's number, in a list */
+
 /* Guards the list of nodes, and of each its life, connections and identity. Held over nothing that waits. */
 static pthread_mutex_t registry_mutex = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t registry_changed;
@@ -308,6 +310,12 @@ static int check_found(struct node *node, const struct raft_start *start, const 
         "%s/log ends at entry %" PRIu64 ", but %s holds the state at entry %" PRIu64
         ": the end of the log is lost. Restore the folder from a copy, or move it away and let the node join anew",
         node->folder, start->last_index, node->path, marked);
+  /* Page 1 comes with entry 1, applied when it was durable. An empty log may not vote in its stead. */
+  if (found->has_marks && start->last_index == 0 && node->hard_state.term > 0 && node->formation == NODE_FRESH)
+    return fail(SQLITE_CORRUPT, text,
+                "%s/log is empty, but %s was made from it: the log is lost. Restore the folder from a copy, or move it "
+                "away and let the node join anew",
+                node->folder, node->path);
   if (start->last_index == 0) return SQLITE_OK;
   if (!start->configuration)
     return fail(SQLITE_CORRUPT, text, "%s/log has no configuration: it is incomplete; restore it from a copy",
@@ -318,6 +326,37 @@ static int check_found(struct node *node, const struct raft_start *start, const 
                 ": it is older than the log. Restore both from the same copy, or let the node join anew",
                 node->folder, node->hard_state.term, last_term(start));
   return SQLITE_OK;
+}
+
+static void append_number(char *list, size_t size, uint64_t number) {
+  size_t length = strlen(list);
+  snprintf(list + length, size - length, "%s%" PRIu64, length ? ", " : "", number);
+}
+
+/* `peers` forms a cluster; of a node that is in one it may be given again, with other addresses if need be. */
+static int check_members(const char *path, const struct raft_configuration *configuration, const struct options *given,
+                         char *text) {
+  char members[RAFT_MEMBERS_MAX * NODE_NUMBER_TEXT] = "", peers[RAFT_MEMBERS_MAX * NODE_NUMBER_TEXT] = "";
+  const char *name = strrchr(path, '/') + 1;
+  uint32_t n = configuration->n_members;
+  bool is_same = given->n_peers == n;
+  if (n == 0 || !options_has(given, OPTION_PEERS)) return SQLITE_OK;
+  for (uint32_t i = 0; i < n; i++) append_number(members, sizeof members, configuration->members[i].id);
+  for (size_t i = 0; i < given->n_peers; i++) {
+    append_number(peers, sizeof peers, given->peers[i].id);
+    is_same = is_same && raft_configuration_find(configuration, given->peers[i].id);
+  }
+  if (is_same) return SQLITE_OK;
+  int length = snprintf(text, VFS_TEXT_MAX,
+                        "%.80s belongs to a cluster of %u (node%s %.160s), but peers names %.160s: a cluster's members "
+                        "cannot be changed by peers. ",
+                        name, n, n > 1 ? "s" : "", members, peers);
+  const char *stopped = n > 1 ? "all its nodes" : "the node", *these = n > 1 ? "another one" : "one of several";
+  snprintf(text + length, VFS_TEXT_MAX - (size_t)length,
+           "To make %s from this database, stop %s, move %.80s-balsa away and give all nodes the same peers; only one "
+           "of them may bring a database",
+           these, stopped, name);
+  return SQLITE_CANTOPEN;
 }
 
 /* Whole segments go at a compaction: a few of them make up what a snapshot replaces. */
@@ -522,6 +561,7 @@ static int settle_options(struct node *node, const struct options *kept, const s
                           char *text) {
   options_init(&node->options);
   options_merge(&node->options, kept);
+  if (is_fresh) options_forget_derived(&node->options);
   options_merge(&node->options, given);
   node->options.node = node->id;
   return options_check(&node->options, is_fresh, text) ? SQLITE_OK : SQLITE_CANTOPEN;
@@ -564,6 +604,7 @@ static int start_node(struct node *node, const struct options *given, struct raf
   if (code == SQLITE_OK) code = identify(node, given, text);
   if (code == SQLITE_OK && node->is_restart) code = open_log(node, threshold, start, configuration, text);
   if (code == SQLITE_OK) code = node_restore(node, &found, start, configuration, snapshot, text);
+  if (code == SQLITE_OK && start->configuration) code = check_members(node->path, start->configuration, given, text);
   if (code == SQLITE_OK) code = settle_options(node, &kept, given, !start->configuration, text);
   if (code == SQLITE_OK) code = complete_first_term(node, start, text);
   if (code == SQLITE_OK) code = check_found(node, start, &found, text);
@@ -717,7 +758,12 @@ static int resolve(const char *filename, char path[OS_PATH_MAX], char *text) {
 }
 
 /* A node that runs keeps its options; what is given again must be the same. */
-static int check_running(const struct node *node, const struct options *given, char *text) {
+static int check_running(struct node *node, const struct options *given, char *text) {
+  pthread_mutex_lock(&node->mutex);
+  struct raft_configuration configuration = node->configuration;
+  pthread_mutex_unlock(&node->mutex);
+  int code = check_members(node->path, &configuration, given, text);
+  if (code != SQLITE_OK) return code;
   if (options_has(given, OPTION_NODE) && given->node != node->id)
     return fail(SQLITE_CANTOPEN, text, "option node=%" PRIu64 ": in this process %s is node %" PRIu64, given->node,
                 node->path, node->id);

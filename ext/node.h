@@ -13,6 +13,8 @@
 
 #define NODE_STOP_MS_MAX 2000 /* a stop in order takes no longer, as far as disks allow */
 
+#define NODE_STOPPED_TEXT "this node was stopped by balsa_stop()"
+
 struct node;
 
 /*
@@ -44,6 +46,7 @@ struct node_status {
   bool has_checksum;
   uint64_t checksum;
   uint32_t tolerates;
+  bool is_stopped;
   const char *path; /* lives as long as the node */
 };
 void node_get_status(struct node *node, struct node_status *status);

@@ -207,15 +207,25 @@ static int check(struct node *node, const struct raft_start *start, const struct
   return SQLITE_OK;
 }
 
-/* A term is durable before anything of it is in the log. */
-static int raise_term(struct node *node, uint64_t term, char *text) {
+static int raise_term(struct node *node, uint64_t term, uint64_t voted_for, char *text) {
   if (node->hard_state.term >= term) return SQLITE_OK;
   node->hard_state.term = term;
-  node->hard_state.voted_for = 0;
+  node->hard_state.voted_for = voted_for;
   int error = raft_hard_state_write(node->hard_state_file, &node->hard_state);
   if (!error) return SQLITE_OK;
   node_say(text, "%s/vote cannot be written: %s", node->folder, strerror(-error));
   return error == -ENOSPC ? SQLITE_FULL : SQLITE_CANTOPEN;
+}
+
+/*
+** Entries of a new term are durable before the term is (raft.h): a crash in between leaves a log that is ahead of it. Nothing
+** was said in that term before it was durable. Still it is entered as if this node had voted, for itself: whatever became of
+** the file, nobody gets a second vote in it.
+*/
+static int complete_term(struct node *node, const struct raft_start *start, char *text) {
+  uint64_t last = start->last_index;
+  bool is_empty = last < start->first_index;
+  return raise_term(node, is_empty ? start->prev_term : start->entries[last - start->first_index].term, node->id, text);
 }
 
 /* Step 3 of an installation, which a crash has kept from it. */
@@ -225,7 +235,7 @@ static int end_installation(struct node *node, struct raft_start *start, struct 
   int error = node_snapshot_verify(node, snapshot->path, text);
   if (error == VFS_DAMAGED) return do_without(node, snapshot->path, meta->index, start->first_index, snapshot, text);
   if (error) return node_sqlite_error(error);
-  int code = raise_term(node, meta->term, text);
+  int code = raise_term(node, meta->term, 0, text);
   if (code != SQLITE_OK) return code;
   error = raft_store_reset(node->store, meta->index, meta->term, 0);
   if (!error) error = raft_store_flush(node->store, &persist);
@@ -260,6 +270,7 @@ static void complete(struct raft_start *start, struct raft_configuration *config
 int node_restore(struct node *node, const struct vfs_found *found, struct raft_start *start,
                  struct raft_configuration *configuration, struct node_snapshot *snapshot, char *text) {
   int code = make_folder(node, text);
+  if (code == SQLITE_OK) code = complete_term(node, start, text);
   if (code == SQLITE_OK) code = find_newest(node, start->first_index, snapshot, text);
   if (code != SQLITE_OK) return code;
   if (snapshot->reader && !node->is_restart) {

@@ -51,9 +51,12 @@ static int error_of_errno(int error) {
 static int describe_terms(struct taking *taking) {
   const struct raft_term_start *terms;
   size_t n = raft_get_terms(taking->node->raft, &terms);
+  while (n > 0 && terms[n - 1].index > taking->info.index) n--;
+  /* The core limits those of what is compacted; with those of the log they may be more. The oldest make room, as there. */
+  size_t first = n > SNAPSHOT_TERMS_MAX ? n - SNAPSHOT_TERMS_MAX : 0;
   taking->terms = malloc((n + 1) * sizeof *taking->terms);
   if (!taking->terms) return VFS_NO_MEMORY;
-  for (size_t i = 0; i < n && terms[i].index <= taking->info.index; i++) {
+  for (size_t i = first; i < n; i++) {
     taking->terms[taking->meta.n_terms++] = (struct snapshot_term){.term = terms[i].term, .index = terms[i].index};
     taking->meta.term = terms[i].term;
   }
@@ -273,11 +276,11 @@ void node_snapshot_thread(void *arg) {
   while (!node->snapshots_end) {
     bool may_retry = os_now(node->os) >= node->snapshot_retry_at;
     bool is_due = is_able(node) && (is_asked(node) || (may_retry && (node->snapshot_needed || is_heavy(node))));
-    if (is_due) {
-      take_and_tell(node, &delay);
-    } else if (node->compact_wanted && !node->frozen) {
+    if (node->compact_wanted && !node->frozen) { /* first: it is short, and somebody may always be asking for a snapshot */
       node->compact_wanted = false;
       node_compact(node);
+    } else if (is_due) {
+      take_and_tell(node, &delay);
     } else {
       os_condition_wait(node->os, &node->snapshot_condition, &node->mutex,
                         may_retry ? OS_FOREVER : node->snapshot_retry_at);

@@ -45,8 +45,9 @@ static bool is_in_touch(struct node *node, const struct raft_member_status *prog
   return member && member->last_contact != 0 && os_now(node->os) < member->last_contact + window;
 }
 
-/* mutex held. How many more voters may fail before nothing can be committed. */
+/* mutex held. How many more voters may fail before nothing can be committed; without a leader nothing can be already. */
 static uint32_t tolerates(struct node *node) {
+  if (node->leader == 0) return 0;
   struct raft_member_status progress[RAFT_MEMBERS_MAX];
   size_t n = raft_get_members(node->raft, progress, RAFT_MEMBERS_MAX);
   uint32_t voters = 0, present = 0;
@@ -79,8 +80,7 @@ static void describe_state(const struct node *node, char state[VFS_TEXT_MAX]) {
   else if (is_ready)
     snprintf(state, VFS_TEXT_MAX, "ready");
   else if (node->leader == 0)
-    snprintf(state, VFS_TEXT_MAX, "blocked by no leader%s%.600s", node->refused_text[0] ? ": " : "",
-             node->refused_text);
+    snprintf(state, VFS_TEXT_MAX, "no leader%s%.600s", node->refused_text[0] ? ": " : "", node->refused_text);
   else
     snprintf(state, VFS_TEXT_MAX, "catching up");
 }
@@ -101,6 +101,7 @@ void node_get_status(struct node *node, struct node_status *status) {
       .has_checksum = database.pages > 0,
       .checksum = database.checksum,
       .tolerates = tolerates(node),
+      .is_stopped = node->stopping,
       .path = node->path,
   };
   snprintf(status->leader_address, sizeof status->leader_address, "%s", address_of(node, node->leader));
@@ -177,7 +178,8 @@ struct raft_uuid node_cluster(struct node *node) {
 
 void node_trouble(struct node *node, char *text) {
   pthread_mutex_lock(&node->mutex);
-  const char *trouble = node->failed[0]       ? node->failed
+  const char *trouble = node->stopping        ? NODE_STOPPED_TEXT
+                        : node->failed[0]     ? node->failed
                         : node->quarantine[0] ? node->quarantine
                         : node->blocked[0]    ? node->blocked
                                               : node->refused_text;

@@ -396,6 +396,25 @@ static const struct raft_peer *own_peer(const struct options *options) {
   return NULL;
 }
 
+/* Peers dial the own address in `peers`. A wildcard covers it; that another address leads here must be said. */
+static bool check_reachable(const struct options *options, const struct raft_peer *own, char *text) {
+  char host[RAFT_ADDRESS_MAX];
+  uint32_t port = 0;
+  if (options->advertise[0] || strcmp(options->listen, own->address) == 0) return true;
+  if (options_split_address(options->listen, host, &port) && is_wildcard(host)) return true;
+  return fail(text,
+              "option listen=%s differs from this node's own address in peers, %s: leave listen out, or say "
+              "advertise=%s if what peers send there arrives here",
+              options->listen, own->address, own->address);
+}
+
+void options_forget_derived(struct options *options) {
+  const struct raft_peer *own = own_peer(options);
+  if (!own) return;
+  if (strcmp(options->listen, own->address) == 0) options->listen[0] = 0;
+  if (strcmp(options->advertise, own->address) == 0) options->advertise[0] = 0;
+}
+
 static bool check_peers(struct options *options, char *text) {
   if (options->n_peers == 0) return true;
   if (!options_has(options, OPTION_NODE))
@@ -406,6 +425,7 @@ static bool check_peers(struct options *options, char *text) {
                 "option node=%" PRIu64 " is not among the peers: every node is given the same list, itself included",
                 options->node);
   if (!options->listen[0]) snprintf(options->listen, sizeof options->listen, "%s", own->address);
+  if (!check_reachable(options, own, text)) return false;
   if (!options->advertise[0]) snprintf(options->advertise, sizeof options->advertise, "%s", own->address);
   if (strcmp(options->advertise, own->address) != 0)
     return fail(text, "option advertise=%s differs from this node's own address in peers, %s: give the same",

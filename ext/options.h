@@ -73,6 +73,9 @@ bool options_from_uri(struct options *options, const char *filename, char *text)
 /* What `over` has given replaces what `options` has. */
 void options_merge(struct options *options, const struct options *over);
 
+/* Takes back the addresses that followed from kept `peers`: with another list they are others. */
+void options_forget_derived(struct options *options);
+
 /*
 ** Checks the whole and fills in what follows from other options: with peers (is_fresh only; otherwise
 ** they are forgotten) the own address as listen and advertise; listen as advertise.

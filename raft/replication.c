@@ -89,10 +89,12 @@ static uint32_t fill_append(const struct raft *raft, const struct raft_progress 
 
 /*
 ** A message costs both ends a system call and a wake-up. On a short way it is cheaper to wait for the answer to the last one:
-** what gathers until then goes in one. On a long way it would cost latency.
+** what gathers until then goes in one. On a long way it would cost latency; and when there is more than one message takes,
+** nothing is left to gather.
 */
-static bool is_worth_waiting(const struct raft *raft, const struct raft_progress *progress) {
-  return progress->n_inflight > 0 && progress->round_trip < raft->options.round_trip_short_ns;
+static bool is_worth_waiting(const struct raft *raft, const struct raft_progress *progress, uint32_t n) {
+  const bool is_all = progress->next_index + n > raft_log_last(&raft->log);
+  return is_all && progress->n_inflight > 0 && progress->round_trip < raft->options.round_trip_short_ns;
 }
 
 static void send_entries(struct raft *raft, uint32_t place) {
@@ -105,9 +107,12 @@ static void send_entries(struct raft *raft, uint32_t place) {
     raft_progress_asked(progress, raft->now);
   }
   while (progress->next_index <= raft_log_last(&raft->log) &&
-         raft_progress_may_send(progress, raft->options.window_bytes) && !is_worth_waiting(raft, progress)) {
+         raft_progress_may_send(progress, raft->options.window_bytes)) {
     uint64_t bytes;
     const uint32_t n = fill_append(raft, progress, &bytes);
+    if (is_worth_waiting(raft, progress, n)) {
+      break;
+    }
     send_append(raft, place, n);
     raft_progress_sent(progress, raft->now, progress->next_index + n - 1, bytes);
   }

@@ -201,7 +201,8 @@ int vfs_apply(struct vfs_database *database, const struct vfs_log_entry *entry, 
   vfs_settle(database);
   assert(database->in_flight_count == 0);
   pthread_mutex_unlock(&database->mutex);
-  int error = apply_entry(database, entry);
+  /* The last checkpoint of a stop has to end, and what it leaves is the file as marked: nothing is added behind it. */
+  int error = atomic_load(&database->stopped) ? VFS_BUSY : apply_entry(database, entry);
   uint32_t frames = database->header.max_frame;
   vfs_ticket_give(&database->ticket, entry);
   if (error)
@@ -271,7 +272,7 @@ int vfs_install(struct vfs_database *database, const struct vfs_source *source, 
   vfs_settle(database);
   assert(database->in_flight_count == 0);
   pthread_mutex_unlock(&database->mutex);
-  int error = install_state(database, source, text);
+  int error = atomic_load(&database->stopped) ? VFS_BUSY : install_state(database, source, text); /* as vfs_apply */
   vfs_ticket_give(&database->ticket, source);
   if (error && !text[0]) snprintf(text, VFS_TEXT_MAX, "%s: a snapshot cannot be installed: %s", database->path, apply_sentence(error));
   if (!error && !atomic_exchange(&database->checkpoint_wanted, true)) database->methods->want_checkpoint(database->node);

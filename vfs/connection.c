@@ -291,7 +291,6 @@ static int refuse_shared_cache(struct vfs_connection *connection) {
 /* A writing statement reserves the ticket before SQLite chooses its snapshot. */
 static void reserve(struct vfs_connection *connection) {
   if (still_reserved(connection) || connection->refusal != VFS_OK || !is_writing_statement(connection)) return;
-  connection->last_commit = (struct vfs_token){0}; /* it is of the last write transaction, whatever became of that */
   connection->reserved = take_ticket(connection);
   connection->saw_speculation = false;
 }
@@ -366,6 +365,9 @@ static int write_grant(struct vfs_connection *connection) {
   connection->base_sequence = newest_in_flight(database);
   connection->reserved = false;
   connection->writing = true;
+  /* Of a transaction that is lost before it is sent there is no token; one that is rolled back leaves the one before. */
+  connection->commit_before = connection->last_commit;
+  connection->last_commit = (struct vfs_token){0};
   connection->gate = 0;
   connection->error[0] = 0;
   int code = vfs_wal_reserve(database->wal, VFS_RESERVE_FRAMES);
@@ -398,7 +400,6 @@ static int write_lock(struct vfs_connection *connection) {
     int code = vfs_wal_read_header(database->wal, &live);
     if (code == SQLITE_OK && memcmp(&live, &connection->snapshot, sizeof live) != 0) code = SQLITE_BUSY_SNAPSHOT;
     connection->refusal = VFS_OK;
-    connection->last_commit = (struct vfs_token){0};
     if (code != SQLITE_OK) return code;
     if (!take_ticket(connection)) {
       int refusal = connection->refusal;
@@ -415,6 +416,7 @@ static int write_unlock(struct vfs_connection *connection) {
   connection->pending = VFS_PENDING_NONE;
   int code = vfs_capture(connection);
   bool changed_nothing = code == SQLITE_OK && connection->pending == VFS_PENDING_NONE;
+  if (changed_nothing && !is_doomed(connection)) connection->last_commit = connection->commit_before;
   /* Cursors keep the read lock, which is at this transaction's end now: it may go on to write from there. */
   if (connection->pending == VFS_PENDING_COMMIT) connection->snapshot = connection->database->header;
   give_ticket(connection);
@@ -749,6 +751,29 @@ int vfs_connection_open(struct vfs_connection *connection, struct vfs_database *
   return SQLITE_OK;
 }
 
+/* ---- Whose is it ---- */
+
+bool vfs_is_connection(const sqlite3_file *file) { return file && file->pMethods == &main_methods; }
+
+bool vfs_has_connection(const sqlite3 *handle) {
+  pthread_mutex_lock(&connections_mutex);
+  const struct vfs_connection *at = connections;
+  while (at && at->handle != handle) at = at->next;
+  pthread_mutex_unlock(&connections_mutex);
+  return at != NULL;
+}
+
+bool vfs_is_wal_of_connection(const char *name) {
+  bool found = false;
+  pthread_mutex_lock(&connections_mutex);
+  for (const struct vfs_connection *at = connections; at && !found; at = at->next) {
+    size_t length = strlen(at->database->path);
+    found = strncmp(name, at->database->path, length) == 0 && strcmp(name + length, "-wal") == 0;
+  }
+  pthread_mutex_unlock(&connections_mutex);
+  return found;
+}
+
 /* ---- The WAL file ---- */
 
 static struct vfs_wal_file *wal_of(sqlite3_file *file) { return (struct vfs_wal_file *)file; }
@@ -772,6 +797,20 @@ static int wal_read(sqlite3_file *file, void *bytes, int amount, sqlite3_int64 o
   return wal->real->pMethods->xRead(wal->real, bytes, amount, offset);
 }
 
+/* Counted from the live header: the captured one is of the WAL before, if SQLite has just restarted it. */
+static int reserve_ahead(struct vfs_connection *connection, uint32_t frame) {
+  struct vfs_database *database = connection->database;
+  struct vfs_wal_header live;
+  int code = vfs_wal_read_header(database->wal, &live);
+  if (code != SQLITE_OK) return code;
+  uint32_t unpublished = frame > live.max_frame ? frame - live.max_frame : 0;
+  code = vfs_wal_reserve(database->wal, unpublished + VFS_RESERVE_FRAMES);
+  if (code != SQLITE_OK)
+    vfs_connection_fail(connection, "%s-shm cannot grow for frame %u of the WAL (SQLite error %d): make room on its disk", database->path,
+                        frame, code);
+  return code;
+}
+
 static int wal_write(sqlite3_file *file, const void *bytes, int amount, sqlite3_int64 offset) {
   struct vfs_wal_file *wal = wal_of(file);
   struct vfs_connection *connection = wal->connection;
@@ -785,7 +824,7 @@ static int wal_write(sqlite3_file *file, const void *bytes, int amount, sqlite3_
     uint32_t frame = frame_at(database, offset);
     /* The wal-index must not fail to grow after the frames are written. */
     if (frame % (VFS_RESERVE_FRAMES / 2) == 0) {
-      int code = vfs_wal_reserve(database->wal, frame + VFS_RESERVE_FRAMES - database->header.max_frame);
+      int code = reserve_ahead(connection, frame);
       if (code != SQLITE_OK) return code;
     }
     if (writes_other_file(connection, false)) return SQLITE_ERROR;

@@ -133,6 +133,7 @@ struct vfs_connection {
   enum vfs_pending pending; /* for SQLITE_FCNTL_COMMIT_PHASETWO */
   uint64_t pending_sequence;
   struct vfs_token pending_token, last_commit;
+  struct vfs_token commit_before; /* last_commit when WRITE was granted */
 
   bool strict, read_only;
   uint32_t timeout_ms;
@@ -170,6 +171,9 @@ void vfs_connection_fail(struct vfs_connection *connection, const char *format, 
 uint64_t vfs_connection_deadline(const struct vfs_connection *connection);
 void vfs_connection_note_wait(struct vfs_connection *connection, int error);
 int vfs_connection_open(struct vfs_connection *connection, struct vfs_database *database, int flags);
+bool vfs_is_connection(const sqlite3_file *file);      /* or an ordinary file, opened through this VFS */
+bool vfs_has_connection(const sqlite3 *handle);        /* a replicated database is open on it */
+bool vfs_is_wal_of_connection(const char *name);       /* of an open replicated database */
 extern const sqlite3_io_methods vfs_wal_methods;
 struct vfs_wal_file {
   sqlite3_file file;

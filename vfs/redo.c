@@ -295,6 +295,28 @@ static int write_snapshot(struct redo *redo) {
   return VFS_OK;
 }
 
+/*
+** Parts at the end whose transaction has no end belong to no state: it was under way when the node was killed. What is made
+** again ends before them, and the mark `begun` with it: what begins at or before that has an end.
+*/
+static int leave_out_open_parts(struct redo *redo, uint64_t from) {
+  struct vfs_database *database = redo->database;
+  uint64_t first = redo->through + 1, epoch = 0;
+  for (uint64_t index = redo->through; index >= from; index--) {
+    struct vfs_log_entry entry = {0};
+    int error = database->methods->read_log(database->node, index, &entry, redo->text);
+    if (error) return error;
+    if (index == redo->through) epoch = entry.epoch;
+    bool same_epoch = entry.epoch == epoch;
+    uint8_t flags = entry.is_change_set ? entry.set.flags : 0;
+    database->methods->release_log(database->node, &entry);
+    if (!same_epoch || (flags & (VFS_SET_LAST | VFS_SET_ABORT))) break;
+    if (flags & VFS_SET_PART) first = index;
+  }
+  if (first > database->marks.begun) redo->through = first - 1;
+  return VFS_OK;
+}
+
 /* Where to begin: the snapshot if there is one, else the empty database that the log begins with. */
 static int rebuild(struct redo *redo) {
   struct vfs_database *database = redo->database;
@@ -304,7 +326,8 @@ static int rebuild(struct redo *redo) {
              database->path, (unsigned long long)redo->log_first, database->folder);
     return VFS_DAMAGED;
   }
-  int error = mark_rebuild(redo);
+  int error = leave_out_open_parts(redo, from + 1);
+  if (!error) error = mark_rebuild(redo);
   if (error) return error;
   error = vfs_error_of_sqlite(database->file->pMethods->xTruncate(database->file, 0));
   if (!error) error = redo->snapshot ? write_snapshot(redo) : write_first_page(redo);

@@ -1,5 +1,10 @@
 /*
-** The VFS "balsa": main database files go through connection.c, their WALs too, all else to the default VFS.
+** The VFS "balsa": replicated databases go through connection.c, their WALs too, all else to the default VFS.
+**
+** SQLite hands the VFS of a connection on to every file that the connection attaches, VACUUM INTO's among them. So a
+** database is a replicated one if its URI says so, or if it is the connection's first; what is attached by a plain name is an ordinary
+** file. Which of the two a plain name is, is known when SQLite tells whose file it is (SQLITE_FCNTL_PDB, still within the
+** opening): until then it is a file of the default VFS, of which SQLite reads the header and nothing more.
 */
 #include <stdio.h>
 #include <stdlib.h>
@@ -50,6 +55,126 @@ static int open_main(sqlite3_vfs *vfs, const char *name, sqlite3_file *file, int
   return vfs_connection_open(connection, database, flags);
 }
 
+/* ---- A plain name ---- */
+
+#define BASE_METHODS_MAX 8 /* the default VFS has one set for each way of locking */
+
+struct base_methods {
+  sqlite3_io_methods copy; /* of `original`, with our xFileControl */
+  const sqlite3_io_methods *original;
+};
+static struct base_methods base_methods[BASE_METHODS_MAX];
+static pthread_mutex_t base_methods_mutex = PTHREAD_MUTEX_INITIALIZER;
+
+static _Thread_local struct {
+  sqlite3_file *file;
+  const char *name;
+  int flags;
+} undecided;
+
+static const sqlite3_io_methods *original_methods(const sqlite3_file *file) {
+  return ((const struct base_methods *)(const void *)file->pMethods)->original;
+}
+
+/* Without a file: the open has failed after SQLite believed that it had not. */
+static int refused_close(sqlite3_file *file) {
+  file->pMethods = NULL;
+  return SQLITE_OK;
+}
+static int refused_read(sqlite3_file *file, void *bytes, int amount, sqlite3_int64 offset) {
+  (void)file, (void)bytes, (void)amount, (void)offset;
+  return SQLITE_CANTOPEN;
+}
+static int refused_lock(sqlite3_file *file, int level) {
+  (void)file;
+  return level == SQLITE_LOCK_NONE ? SQLITE_OK : SQLITE_CANTOPEN;
+}
+static int refused_size(sqlite3_file *file, sqlite3_int64 *size) {
+  (void)file;
+  *size = 0;
+  return SQLITE_CANTOPEN;
+}
+static int refused_control(sqlite3_file *file, int op, void *argument) {
+  (void)file, (void)op, (void)argument;
+  return SQLITE_NOTFOUND;
+}
+static int refused_characteristics(sqlite3_file *file) {
+  (void)file;
+  return 0;
+}
+static const sqlite3_io_methods refused_methods = {
+    .iVersion = 1,
+    .xClose = refused_close,
+    .xRead = refused_read,
+    .xFileSize = refused_size,
+    .xLock = refused_lock,
+    .xUnlock = refused_lock,
+    .xFileControl = refused_control,
+    .xSectorSize = refused_characteristics,
+    .xDeviceCharacteristics = refused_characteristics,
+};
+
+/* It is a connection's first database, so a replicated one. */
+static int become_main(sqlite3_file *file, const char *name, int flags, void *handle) {
+  int out_flags = 0;
+  original_methods(file)->xClose(file);
+  int code = open_main(&balsa_vfs, name, file, flags, &out_flags);
+  if (code != SQLITE_OK) {
+    file->pMethods = &refused_methods;
+    return code;
+  }
+  return file->pMethods->xFileControl(file, SQLITE_FCNTL_PDB, handle);
+}
+
+static int undecided_control(sqlite3_file *file, int op, void *argument) {
+  const sqlite3_io_methods *original = original_methods(file);
+  if (op != SQLITE_FCNTL_PDB || undecided.file != file) return original->xFileControl(file, op, argument);
+  undecided.file = NULL;
+  if (!vfs_has_connection(*(sqlite3 **)argument)) return become_main(file, undecided.name, undecided.flags, argument);
+  file->pMethods = original;
+  return original->xFileControl(file, op, argument);
+}
+
+static const sqlite3_io_methods *undecided_methods(const sqlite3_io_methods *original) {
+  const sqlite3_io_methods *found = NULL;
+  pthread_mutex_lock(&base_methods_mutex);
+  for (int i = 0; i < BASE_METHODS_MAX && !found; i++) {
+    struct base_methods *at = &base_methods[i];
+    if (at->original == NULL) {
+      at->copy = *original;
+      at->copy.iVersion = original->iVersion < 2 ? original->iVersion : 2; /* as main files have it: no xFetch */
+      at->copy.xFileControl = undecided_control;
+      at->original = original;
+    }
+    if (at->original == original) found = &at->copy;
+  }
+  pthread_mutex_unlock(&base_methods_mutex);
+  return found;
+}
+
+static int open_plain_name(sqlite3_vfs *vfs, const char *name, sqlite3_file *file, int flags, int *out_flags) {
+  int code = base_of(vfs)->xOpen(base_of(vfs), name, file, flags, out_flags);
+  if (code != SQLITE_OK) return code;
+  const sqlite3_io_methods *methods = undecided_methods(file->pMethods);
+  if (!methods) return SQLITE_OK;
+  file->pMethods = methods;
+  undecided.file = file;
+  undecided.name = name;
+  undecided.flags = flags;
+  return SQLITE_OK;
+}
+
+/* Does the URI say that it is a replicated database? */
+static bool is_named_so(const char *name) {
+  static const char *const options[] = {"node", "listen", "advertise", "peers", "join"};
+  const char *vfs_name = sqlite3_uri_parameter(name, "vfs");
+  bool found = vfs_name && strcmp(vfs_name, VFS_NAME) == 0;
+  for (size_t i = 0; i < sizeof options / sizeof options[0]; i++) found = found || sqlite3_uri_parameter(name, options[i]);
+  return found;
+}
+
+/* ---- Methods ---- */
+
 static int open_wal(sqlite3_vfs *vfs, const char *name, sqlite3_file *file, int flags, int *out_flags) {
   struct vfs_wal_file *wal = (struct vfs_wal_file *)file;
   memset(wal, 0, sizeof *wal);
@@ -62,20 +187,18 @@ static int open_wal(sqlite3_vfs *vfs, const char *name, sqlite3_file *file, int 
 
 static int vfs_open(sqlite3_vfs *vfs, const char *name, sqlite3_file *file, int flags, int *out_flags) {
   file->pMethods = NULL;
-  if (name && (flags & SQLITE_OPEN_MAIN_DB)) return open_main(vfs, name, file, flags, out_flags);
-  if (name && (flags & SQLITE_OPEN_WAL)) return open_wal(vfs, name, file, flags, out_flags);
+  if (name && (flags & SQLITE_OPEN_MAIN_DB)) {
+    if (is_named_so(name)) return open_main(vfs, name, file, flags, out_flags);
+    return open_plain_name(vfs, name, file, flags, out_flags);
+  }
+  if (name && (flags & SQLITE_OPEN_WAL) && vfs_is_connection(sqlite3_database_file_object(name)))
+    return open_wal(vfs, name, file, flags, out_flags);
   return base_of(vfs)->xOpen(base_of(vfs), name, file, flags, out_flags);
 }
 
-static bool has_suffix(const char *name, const char *suffix) {
-  size_t length = strlen(name);
-  size_t suffix_length = strlen(suffix);
-  return length >= suffix_length && strcmp(name + length - suffix_length, suffix) == 0;
-}
-
-/* A WAL is the node's: SQLite would delete it beside a database that looks empty to it. */
+/* A replicated database's WAL is the node's: SQLite would delete it beside a database that looks empty to it. */
 static int vfs_delete(sqlite3_vfs *vfs, const char *name, int sync) {
-  if (has_suffix(name, "-wal")) return SQLITE_OK;
+  if (vfs_is_wal_of_connection(name)) return SQLITE_OK;
   return base_of(vfs)->xDelete(base_of(vfs), name, sync);
 }
 

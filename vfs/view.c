@@ -22,12 +22,16 @@ static int pin_newest(struct vfs_view *view) {
   struct vfs_wal_header live;
   if (vfs_wal_read_header(database->wal, &live) != SQLITE_OK) return VFS_IO;
   vfs_note_restart(database, &live);
+  /*
+  ** The first pass of a checkpoint does not wait for the ticket: it asks under the mutex how far it may go. Were this state
+  ** superseded before its mark stands, pages of the next one could already be on their way into the file.
+  */
+  int mark = 0;
   pthread_mutex_lock(&database->mutex);
   vfs_settle(database);
   view->state = database->committed;
-  pthread_mutex_unlock(&database->mutex);
-  int mark = 0;
   int error = vfs_error_of_sqlite(vfs_wal_pin(database->wal, view->handle, view->state.max_frame, &mark));
+  pthread_mutex_unlock(&database->mutex);
   if (!error) view->mark = mark;
   return error;
 }

@@ -219,6 +219,8 @@ static void a_stopped_node_answers_no_more_and_opens_again_once_all_are_closed(v
   assert_string_equal(ask(db, "SELECT balsa_stop()"), "1");
   assert_int_not_equal(run_code(second, "INSERT INTO t VALUES(1)"), SQLITE_OK);
   assert_int_not_equal(run_code(db, "SELECT * FROM t"), SQLITE_OK);
+  assert_non_null(strstr(ask(db, "SELECT balsa_error()"), "stopped by balsa_stop()"));
+  assert_non_null(strstr(ask(second, "SELECT balsa_error()"), "stopped by balsa_stop()"));
   assert_refused("app.db", "", "close them first");
   sqlite3_close(db);
   assert_refused("app.db", "", "close them first");
@@ -535,6 +537,33 @@ static void an_existing_database_travels_to_the_others(void **state) {
   stop_cluster(&cluster);
 }
 
+static void members_stay_whatever_peers_says_and_addresses_may_change(void **state) {
+  (void)state;
+  sqlite3 *db = open_node("app.db", "&node=1");
+  assert_refused("app.db", "&node=1&peers=1@127.0.0.1:1,2@127.0.0.1:2", "app.db belongs to a cluster of 1 (node 1)");
+  stop(db);
+  assert_refused("app.db", "&node=1&peers=1@127.0.0.1:1,2@127.0.0.1:2,3@127.0.0.1:3", "but peers names 1, 2, 3:");
+  assert_non_null(strstr(vfs_open_error(), "move app.db-balsa away"));
+  assert_refused("app.db", "&peers=2@127.0.0.1:1", "but peers names 2:");
+  db = open_node("app.db", "&node=1&peers=1@127.0.0.1:9");
+  run(db, "CREATE TABLE t(a)");
+  stop(db);
+}
+
+static void a_single_node_becomes_one_of_three_without_its_folder(void **state) {
+  struct cluster cluster = {0};
+  (void)state;
+  sqlite3 *db = open_node("node1.db", "&node=1");
+  run(db, "CREATE TABLE t(a); INSERT INTO t VALUES(1),(2)");
+  stop(db);
+  assert_int_equal(rename(path_of("node1.db-balsa"), path_of("away")), 0);
+  open_cluster(&cluster);
+  int leader = run_on_leader(&cluster, "INSERT INTO t VALUES(3)");
+  assert_equal_nodes(&cluster, leader);
+  for (int i = 0; i < 3; i++) assert_string_equal(ask(cluster.db[i], "SELECT group_concat(a) FROM t"), "1,2,3");
+  stop_cluster(&cluster);
+}
+
 static void two_existing_databases_are_refused_naming_both_nodes(void **state) {
   struct cluster cluster = {0};
   (void)state;
@@ -620,6 +649,9 @@ static void a_majority_is_needed_to_commit(void **state) {
   }
   run(cluster.db[leader], "PRAGMA balsa_timeout=300");
   assert_int_not_equal(run_code(cluster.db[leader], "INSERT INTO t VALUES(1)"), SQLITE_OK);
+  while (strcmp(ask(cluster.db[leader], "SELECT leader IS NULL OR leader = 0 FROM balsa_status"), "1") != 0)
+    run_code(cluster.db[leader], "INSERT INTO t VALUES(1)");
+  assert_string_equal(ask(cluster.db[leader], "SELECT state || ' ' || tolerates FROM balsa_status"), "no leader 0");
   for (int i = 0; i < 3; i++)
     if (!cluster.db[i]) open_member(&cluster, i);
   run(cluster.db[leader], "PRAGMA balsa_timeout=20000");
@@ -911,6 +943,8 @@ int main(void) {
       TEST(a_second_node_at_the_same_address_is_refused),
       TEST(three_nodes_form_a_cluster_and_show_the_same),
       TEST(an_existing_database_travels_to_the_others),
+      TEST(members_stay_whatever_peers_says_and_addresses_may_change),
+      TEST(a_single_node_becomes_one_of_three_without_its_folder),
       TEST(two_existing_databases_are_refused_naming_both_nodes),
       TEST(a_node_that_was_away_catches_up),
       TEST(the_others_go_on_without_the_leader),

@@ -561,6 +561,24 @@ static void a_stop_does_not_wait_for_a_snapshot(void **state) {
   }
 }
 
+/* ---- The term ---- */
+
+static void a_log_that_became_durable_before_its_term_is_gone_on_with(void **state) {
+  char command[1024];
+  (void)state;
+  sqlite3 *db = open_node("");
+  fill(db, 10);
+  stop(db);
+  snprintf(command, sizeof command, "cp '%s' '%s'", path_of("app.db-balsa/vote"), path_of("vote"));
+  assert_int_equal(system(command), 0);
+  db = open_node(""); /* another term */
+  fill(db, 10);
+  stop(db);
+  snprintf(command, sizeof command, "cp '%s' '%s'", path_of("vote"), path_of("app.db-balsa/vote"));
+  assert_int_equal(system(command), 0);
+  assert_starts_with("", "20 210", 1);
+}
+
 #define TEST(test) cmocka_unit_test_setup_teardown(test, make_folder, remove_folder)
 
 int main(void) {
@@ -579,6 +597,7 @@ int main(void) {
       TEST(an_older_snapshot_takes_the_place_of_a_damaged_one),
       TEST(a_snapshot_that_fails_is_told_and_nothing_is_forgotten),
       TEST(a_stop_does_not_wait_for_a_snapshot),
+      TEST(a_log_that_became_durable_before_its_term_is_gone_on_with),
   };
   if (balsa_init() != SQLITE_OK) return 1;
   return cmocka_run_group_tests_name("node_snapshot", tests, NULL, NULL);

@@ -131,9 +131,35 @@ static void peers_give_listen_and_advertise(void **state) {
   struct options options = checked(PAIRS("node", "2", "peers", "1@a:1,2@127.0.0.1:2"), true, true);
   assert_string_equal(options.listen, "127.0.0.1:2");
   assert_string_equal(options.advertise, "127.0.0.1:2");
-  options = checked(PAIRS("node", "2", "peers", "1@a:1,2@b:2", "listen", "127.0.0.1:9"), true, true);
-  assert_string_equal(options.listen, "127.0.0.1:9");
+  options = checked(PAIRS("node", "2", "peers", "1@a:1,2@b:2", "listen", "0.0.0.0:2", "insecure", "1"), true, true);
+  assert_string_equal(options.listen, "0.0.0.0:2");
   assert_string_equal(options.advertise, "b:2");
+}
+
+static void another_listen_than_in_peers_must_be_meant(void **state) {
+  (void)state;
+  checked(PAIRS("node", "2", "peers", "1@a:1,2@b:2", "listen", "127.0.0.1:9"), true, false);
+  assert_non_null(strstr(text, "listen=127.0.0.1:9 differs"));
+  assert_non_null(strstr(text, "advertise=b:2"));
+  struct options options =
+      checked(PAIRS("node", "2", "peers", "1@a:1,2@b:2", "listen", "127.0.0.1:9", "advertise", "b:2"), true, true);
+  assert_string_equal(options.listen, "127.0.0.1:9");
+}
+
+static void addresses_that_follow_from_peers_do_not_outlive_them(void **state) {
+  char kept[OPTIONS_KEPT_MAX];
+  struct options back, given;
+  (void)state;
+  struct options options = checked(PAIRS("node", "2", "peers", "1@a:1,2@127.0.0.1:2"), true, true);
+  assert_true(options_keep(&options, kept, sizeof kept, text));
+  options_init(&back);
+  options_init(&given);
+  assert_true(options_from_kept(&back, kept, text) && set(&given, "peers", "1@a:1,2@127.0.0.1:3"));
+  options_forget_derived(&back);
+  options_merge(&back, &given);
+  assert_true(options_check(&back, true, text));
+  assert_string_equal(back.listen, "127.0.0.1:3");
+  assert_string_equal(back.advertise, "127.0.0.1:3");
 }
 
 static void peers_count_only_for_a_node_without_state(void **state) {
@@ -293,6 +319,8 @@ int main(void) {
       cmocka_unit_test(a_list_of_more_than_15_peers_is_refused),
       cmocka_unit_test(a_misspelled_option_is_refused_with_the_nearest_name),
       cmocka_unit_test(peers_give_listen_and_advertise),
+      cmocka_unit_test(another_listen_than_in_peers_must_be_meant),
+      cmocka_unit_test(addresses_that_follow_from_peers_do_not_outlive_them),
       cmocka_unit_test(peers_count_only_for_a_node_without_state),
       cmocka_unit_test(what_does_not_fit_together_is_refused),
       cmocka_unit_test(listening_beyond_loopback_needs_insecure),

@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -480,6 +481,52 @@ static void a_transaction_over_two_files_is_refused_before_anything_is_committed
   stand_in_close(&node);
 }
 
+static void what_is_attached_by_a_plain_name_is_an_ordinary_file(void **state) {
+  (void)state;
+  struct stand_in node;
+  char sql[512], plain[STAND_IN_PATH_MAX + 16];
+  stand_in_open(&node, 4096, 0, LONG_MS);
+  sqlite3 *db = stand_in_connect(&node);
+  must(db, "CREATE TABLE t(a); INSERT INTO t VALUES (1), (2)");
+  snprintf(plain, sizeof plain, "%s-plain.db", node.path);
+  snprintf(sql, sizeof sql, "ATTACH '%s' AS p; CREATE TABLE p.u AS SELECT * FROM main.t; PRAGMA p.journal_mode=WAL; INSERT INTO p.u VALUES (3)", plain);
+  must(db, sql);
+  assert_int_equal(ask(db, "SELECT sum(a) FROM p.u"), 6);
+  must(db, "DETACH p"); /* checkpoints, and deletes its WAL */
+  snprintf(sql, sizeof sql, "%s-wal", plain);
+  assert_int_not_equal(access(sql, F_OK), 0);
+  unlink(plain);
+  snprintf(sql, sizeof sql, "VACUUM INTO '%s'", plain);
+  must(db, sql);
+  sqlite3 *copy = NULL;
+  assert_int_equal(sqlite3_open_v2(plain, &copy, SQLITE_OPEN_READONLY, "unix"), SQLITE_OK);
+  assert_int_equal(ask(copy, "SELECT sum(a) FROM t"), 3);
+  sqlite3_close(copy);
+  unlink(plain);
+  sqlite3_close(db);
+  stand_in_close(&node);
+}
+
+static void a_connection_that_names_only_the_vfs_opens_a_replicated_database(void **state) {
+  (void)state;
+  struct stand_in node;
+  sqlite3 *db = NULL;
+  stand_in_open(&node, 8192, 0, LONG_MS);
+  assert_int_equal(sqlite3_open_v2(node.path, &db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE, VFS_NAME), SQLITE_OK);
+  must(db, "CREATE TABLE t(a); INSERT INTO t VALUES (1)");
+  assert_int_equal(node.last, 2);
+  assert_int_equal(ask(db, "PRAGMA page_size"), 8192);
+  sqlite3_close(db);
+  /* Refused by the host: there is no such node. */
+  char other[STAND_IN_PATH_MAX + 8];
+  snprintf(other, sizeof other, "%s.other", node.path);
+  assert_int_equal(sqlite3_open_v2(other, &db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE, VFS_NAME), SQLITE_OK);
+  assert_int_equal(run(db, "CREATE TABLE t(a)"), SQLITE_CANTOPEN);
+  sqlite3_close(db);
+  unlink(other);
+  stand_in_close(&node);
+}
+
 static void other_journal_and_locking_modes_are_refused_with_a_sentence(void **state) {
   (void)state;
   struct stand_in node;
@@ -574,6 +621,52 @@ static void random_histories_are_equal_on_a_follower_and_after_redo(void **state
     stand_in_close(&leader);
     stand_in_close(&follower);
   }
+}
+
+static void the_wal_index_stays_small_when_sqlite_restarts_a_large_wal(void **state) {
+  (void)state;
+  struct stand_in node;
+  struct stat status;
+  char text[VFS_TEXT_MAX], path[STAND_IN_PATH_MAX + 8];
+  stand_in_open(&node, 512, 0, LONG_MS);
+  sqlite3 *db = stand_in_connect(&node);
+  sqlite3 *reader = stand_in_connect(&node);
+  const char *fill = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 12000) INSERT INTO t SELECT randomblob(450) FROM n";
+  must(db, "PRAGMA cache_size=10; CREATE TABLE t(a)");
+  must(db, fill);
+  must(reader, "BEGIN");
+  ask(reader, "SELECT count(*) FROM t");
+  assert_int_equal(vfs_checkpoint(node.database, text), VFS_BUSY); /* all is in the file, but the reader keeps the WAL */
+  must(reader, "COMMIT");
+  must(db, fill); /* starts the WAL again by itself */
+  snprintf(path, sizeof path, "%s-shm", node.path);
+  assert_int_equal(stat(path, &status), 0);
+  assert_true(status.st_size < 1 << 20);
+  must(db, fill);
+  assert_int_equal(ask(reader, "SELECT count(*) FROM t"), 36000);
+  sqlite3_close(reader);
+  sqlite3_close(db);
+  stand_in_close(&node);
+}
+
+static void a_token_stays_until_another_transaction_is_sent_or_lost(void **state) {
+  (void)state;
+  struct stand_in node;
+  stand_in_open(&node, 4096, 0, LONG_MS);
+  sqlite3 *db = stand_in_connect(&node);
+  must(db, "CREATE TABLE t(a UNIQUE); INSERT INTO t VALUES (1)");
+  struct vfs_connection *connection = vfs_connection_find(db, NULL);
+  uint64_t index = vfs_connection_last_commit(connection).index;
+  assert_int_equal(index, node.last);
+  must(db, "BEGIN; INSERT INTO t VALUES (2); ROLLBACK");
+  assert_int_equal(run(db, "INSERT INTO t VALUES (1)"), SQLITE_CONSTRAINT_UNIQUE);
+  must(db, "BEGIN IMMEDIATE; COMMIT");
+  assert_int_equal(vfs_connection_last_commit(connection).index, index);
+  node.refuses = true;
+  assert_int_equal(run(db, "INSERT INTO t VALUES (3)"), SQLITE_BUSY_SNAPSHOT);
+  assert_int_equal(vfs_connection_last_commit(connection).index, 0);
+  sqlite3_close(db);
+  stand_in_close(&node);
 }
 
 static void a_large_transaction_goes_in_parts(void **state) {
@@ -769,8 +862,12 @@ int main(void) {
       cmocka_unit_test(the_busy_handler_and_the_time_out_do_not_multiply),
       cmocka_unit_test(a_stale_upgrade_fails_at_once),
       cmocka_unit_test(a_transaction_over_two_files_is_refused_before_anything_is_committed),
+      cmocka_unit_test(what_is_attached_by_a_plain_name_is_an_ordinary_file),
+      cmocka_unit_test(a_connection_that_names_only_the_vfs_opens_a_replicated_database),
       cmocka_unit_test(other_journal_and_locking_modes_are_refused_with_a_sentence),
       cmocka_unit_test(random_histories_are_equal_on_a_follower_and_after_redo),
+      cmocka_unit_test(the_wal_index_stays_small_when_sqlite_restarts_a_large_wal),
+      cmocka_unit_test(a_token_stays_until_another_transaction_is_sent_or_lost),
       cmocka_unit_test(a_large_transaction_goes_in_parts),
       cmocka_unit_test(a_file_that_a_plain_program_changed_is_made_again_from_the_log),
       cmocka_unit_test(a_view_keeps_its_state_while_writers_and_checkpoints_go_on),

@@ -916,9 +916,9 @@ static bool find_base(struct raft_store *store, uint64_t through, struct segment
 }
 
 static int term_of(struct raft_store *store, uint64_t index, uint64_t *term) {
-  struct raft_entry entry;
+  struct raft_entry entry = {0};
   int64_t n = raft_store_read(store, index, 1, 1, &entry);
-  if (n < 0) return (int)n;
+  if (n != 1) return n < 0 ? (int)n : -ENOENT;
   *term = entry.term;
   raft_payload_unref(entry.payload);
   return 0;

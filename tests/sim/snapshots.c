@@ -362,8 +362,13 @@ void sim_snapshot_written(struct sim *sim, struct sim_node *node) {
   }
 }
 
+static void forget_sending(struct sim_node *node) {
+  for (size_t i = 0; i < node->n_sending; i++) forget(&node->sending[i].file);
+  node->n_sending = 0;
+}
+
 void sim_snapshot_crash(struct sim *sim, struct sim_node *node) {
-  while (node->n_sending > 0) end_sending(node, &node->sending[0]);
+  forget_sending(node);
   forget(&node->writing);
   node->is_installing = false;
   /* Of what was received some is durable. */
@@ -371,7 +376,7 @@ void sim_snapshot_crash(struct sim *sim, struct sim_node *node) {
 }
 
 void sim_snapshot_forget(struct sim_node *node) {
-  while (node->n_sending > 0) end_sending(node, &node->sending[0]);
+  forget_sending(node);
   forget(&node->snapshot);
   forget(&node->writing);
   free(node->part.bytes);

@@ -418,6 +418,7 @@ static void do_parcel(struct world *world, struct world_node *node, const struct
   say_messages(world, first);
   say_commits(world, node, work->commit_index);
   if (work->chunk) {
+    assert(received);
     take_chunk(world, node, &received->message);
   }
 }

@@ -276,7 +276,8 @@ void node_snapshot_thread(void *arg) {
   while (!node->snapshots_end) {
     bool may_retry = os_now(node->os) >= node->snapshot_retry_at;
     bool is_due = is_able(node) && (is_asked(node) || (may_retry && (node->snapshot_needed || is_heavy(node))));
-    if (node->compact_wanted && !node->frozen) { /* first: it is short, and somebody may always be asking for a snapshot */
+    if (node->compact_wanted &&
+        !node->frozen) { /* first: it is short, and somebody may always be asking for a snapshot */
       node->compact_wanted = false;
       node_compact(node);
     } else if (is_due) {

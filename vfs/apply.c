@@ -86,7 +86,7 @@ static int apply_last(struct vfs_database *database, struct held_page *held, uin
   if (error) return error;
   if (held->page_number == 0) {
     if (!parts_have_frames(database) && pages == database->parts_pages) return VFS_OK; /* nothing changed */
-    held->page_number = 1; /* a new size needs a frame */
+    held->page_number = 1;                                                             /* a new size needs a frame */
     if (read_current(database, 1, database->after) != SQLITE_OK) return VFS_IO;
   }
   error = add_held(database, held, pages);
@@ -100,7 +100,8 @@ static int apply_pages(struct vfs_database *database, const struct vfs_change_se
   bool is_full = false;
   if (!vfs_decoder_open(database->decoder, set->bytes, set->size)) return VFS_DAMAGED;
   while (vfs_decoder_next(database->decoder, &page_number, &is_full)) {
-    bool is_valid = page_number > held.page_number && page_number <= set->pages && page_number != vfs_lock_page(set->page_size);
+    bool is_valid = page_number > held.page_number && page_number <= set->pages &&
+                    page_number != vfs_lock_page(set->page_size);
     if (!is_valid) return VFS_DAMAGED;
     int error = held.page_number ? add_held(database, &held, 0) : VFS_OK;
     if (!error) error = hold_page(database, page_number, is_full, &held);
@@ -179,12 +180,12 @@ static int apply_entry(struct vfs_database *database, const struct vfs_log_entry
 
 static const char *apply_sentence(int error) {
   switch (error) {
-    case VFS_DIFFERS:
-      return "this replica's content differs from what the log says it must be: it applies nothing more; the files are kept";
-    case VFS_DAMAGED:
-      return "the change set makes no sense for this replica: it applies nothing more; the files are kept";
-    default:
-      return vfs_error_text(error);
+  case VFS_DIFFERS:
+    return "this replica's content differs from what the log says it must be: it applies nothing more; the files are "
+           "kept";
+  case VFS_DAMAGED:
+    return "the change set makes no sense for this replica: it applies nothing more; the files are kept";
+  default: return vfs_error_text(error);
   }
 }
 
@@ -206,7 +207,8 @@ int vfs_apply(struct vfs_database *database, const struct vfs_log_entry *entry, 
   uint32_t frames = database->header.max_frame;
   vfs_ticket_give(&database->ticket, entry);
   if (error)
-    snprintf(text, VFS_TEXT_MAX, "%s: entry %llu: %s", database->path, (unsigned long long)entry->index, apply_sentence(error));
+    snprintf(text, VFS_TEXT_MAX, "%s: entry %llu: %s", database->path, (unsigned long long)entry->index,
+             apply_sentence(error));
   else if (frames - vfs_wal_backfilled(database->wal) >= database->checkpoint_frames &&
            !atomic_exchange(&database->checkpoint_wanted, true))
     database->methods->want_checkpoint(database->node);
@@ -274,19 +276,23 @@ int vfs_install(struct vfs_database *database, const struct vfs_source *source, 
   pthread_mutex_unlock(&database->mutex);
   int error = atomic_load(&database->stopped) ? VFS_BUSY : install_state(database, source, text); /* as vfs_apply */
   vfs_ticket_give(&database->ticket, source);
-  if (error && !text[0]) snprintf(text, VFS_TEXT_MAX, "%s: a snapshot cannot be installed: %s", database->path, apply_sentence(error));
-  if (!error && !atomic_exchange(&database->checkpoint_wanted, true)) database->methods->want_checkpoint(database->node);
+  if (error && !text[0])
+    snprintf(text, VFS_TEXT_MAX, "%s: a snapshot cannot be installed: %s", database->path, apply_sentence(error));
+  if (!error && !atomic_exchange(&database->checkpoint_wanted, true))
+    database->methods->want_checkpoint(database->node);
   return error;
 }
 
 static void name_blocker(struct vfs_database *database) {
   const struct vfs_connection *holder = vfs_ticket_holder(&database->ticket);
-  vfs_set_blocked(database, "blocked by a write transaction that was open on %s when leadership ended (connection %p): "
-                            "end it with ROLLBACK or COMMIT",
+  vfs_set_blocked(database,
+                  "blocked by a write transaction that was open on %s when leadership ended (connection %p): "
+                  "end it with ROLLBACK or COMMIT",
                   database->path, (const void *)holder);
 }
 
-int vfs_compensate(struct vfs_database *database, uint64_t commit_index, bool (*cancelled)(void *node), uint64_t *applied) {
+int vfs_compensate(struct vfs_database *database, uint64_t commit_index, bool (*cancelled)(void *node),
+                   uint64_t *applied) {
   if (!atomic_load(&database->ready)) {
     *applied = 0;
     return VFS_OK;
@@ -307,7 +313,8 @@ int vfs_compensate(struct vfs_database *database, uint64_t commit_index, bool (*
   if (!error) error = vfs_restore(database, &target);
   pthread_mutex_lock(&database->mutex);
   if (!error) {
-    if (database->captured.sequence > target.sequence) vfs_lose(database, target.sequence + 1, database->captured.sequence);
+    if (database->captured.sequence > target.sequence)
+      vfs_lose(database, target.sequence + 1, database->captured.sequence);
     database->in_flight_count = 0;
     struct vfs_state state = target;
     state.sequence = database->captured.sequence + 1;
@@ -328,4 +335,6 @@ void vfs_committed(struct vfs_database *database, uint64_t index) {
   while (known < index && !atomic_compare_exchange_weak(&database->commit_index, &known, index)) continue;
 }
 
-void vfs_epoch_lost(struct vfs_database *database) { atomic_fetch_add(&database->generation, 1); }
+void vfs_epoch_lost(struct vfs_database *database) {
+  atomic_fetch_add(&database->generation, 1);
+}

@@ -91,10 +91,10 @@ struct capture {
   struct vfs_database *database;
   struct vfs_connection *connection;
   struct vfs_wal_header live;
-  uint32_t bound;      /* frames up to here are the state before */
+  uint32_t bound; /* frames up to here are the state before */
   uint32_t old_pages;
   uint64_t checksum;
-  uint64_t previous;   /* index of the set or part before */
+  uint64_t previous; /* index of the set or part before */
   bool sent_part;
   bool has_new_schema;
 };
@@ -111,8 +111,10 @@ static int propose(struct capture *capture, uint8_t flags) {
       .previous = capture->previous,
       .checksum = capture->checksum,
   };
-  if (flags & VFS_SET_ABORT) set.bytes = NULL;
-  else if (!vfs_encoder_finish(database->encoder, &set.bytes, &set.size)) return VFS_NO_MEMORY;
+  if (flags & VFS_SET_ABORT)
+    set.bytes = NULL;
+  else if (!vfs_encoder_finish(database->encoder, &set.bytes, &set.size))
+    return VFS_NO_MEMORY;
   uint64_t deadline = os_now(database->os) + capture->connection->timeout_ms * OS_MS;
   uint64_t index = 0;
   int error = database->methods->propose(database->node, capture->connection->epoch, &set, deadline, &index);
@@ -124,7 +126,9 @@ static int propose(struct capture *capture, uint8_t flags) {
   return VFS_OK;
 }
 
-static bool is_grown(const struct capture *capture, uint32_t page_number) { return page_number > capture->old_pages; }
+static bool is_grown(const struct capture *capture, uint32_t page_number) {
+  return page_number > capture->old_pages;
+}
 
 /* Adds one page to the set. */
 static int capture_page(struct capture *capture, const struct page_frame *at) {
@@ -168,14 +172,16 @@ static bool grown_pages_complete(const struct capture *capture, const struct pag
   uint32_t lock_page = vfs_lock_page(capture->database->page_size);
   if (lock_page > capture->old_pages && lock_page <= capture->live.pages) expected--;
   uint32_t grown = 0;
-  for (uint32_t i = 0; i < count; i++) grown += list[i].page_number > capture->old_pages && list[i].page_number != lock_page;
+  for (uint32_t i = 0; i < count; i++)
+    grown += list[i].page_number > capture->old_pages && list[i].page_number != lock_page;
   return grown == expected;
 }
 
 static int capture_set(struct capture *capture) {
   struct page_frame *list = NULL;
   uint32_t count = 0;
-  int error = collect_pages(capture->database, capture->bound, capture->live.max_frame, capture->live.pages, &list, &count);
+  int error = collect_pages(capture->database, capture->bound, capture->live.max_frame, capture->live.pages, &list,
+                            &count);
   if (error) return error;
   vfs_encoder_reset(capture->database->encoder);
   if (!grown_pages_complete(capture, list, count)) error = VFS_DAMAGED;
@@ -261,8 +267,10 @@ static void refuse(struct capture *capture, int error) {
   if (restored) record_loss(database);
   connection->pending = restored ? VFS_PENDING_LOST : VFS_PENDING_UNKNOWN;
   if (error == VFS_NOT_HERE || error == VFS_STOPPED)
-    vfs_connection_fail(connection, "the transaction is lost: this node stopped leading before it was sent; run it again");
-  else vfs_connection_fail(connection, "the transaction is lost: %s; run it again", vfs_error_text(error));
+    vfs_connection_fail(connection,
+                        "the transaction is lost: this node stopped leading before it was sent; run it again");
+  else
+    vfs_connection_fail(connection, "the transaction is lost: %s; run it again", vfs_error_text(error));
 }
 
 void vfs_note_restart(struct vfs_database *database, const struct vfs_wal_header *live) {
@@ -303,8 +311,10 @@ int vfs_capture(struct vfs_connection *connection) {
   if (atomic_load(&database->generation) != connection->generation) error = VFS_NOT_HERE;
   if (!error && !in_flight_reserve(database)) error = VFS_NO_MEMORY;
   if (!error) error = capture_set(&capture);
-  if (error) refuse(&capture, error);
-  else record(&capture);
+  if (error)
+    refuse(&capture, error);
+  else
+    record(&capture);
   ask_for_checkpoint(database, capture.live.max_frame);
   return SQLITE_OK;
 }

@@ -29,7 +29,9 @@ void vfs_connection_fail(struct vfs_connection *connection, const char *format, 
   va_end(arguments);
 }
 
-static struct vfs_connection *connection_of(sqlite3_file *file) { return (struct vfs_connection *)file; }
+static struct vfs_connection *connection_of(sqlite3_file *file) {
+  return (struct vfs_connection *)file;
+}
 
 /*
 ** Who has waited for balsa_timeout in vain and comes again at once is SQLite's busy handler, which has a limit of its own and
@@ -56,7 +58,8 @@ static uint64_t deadline_of(const struct vfs_connection *connection) {
 ** forked: it does nothing at all, not even the roll-back that closing an open transaction would be.
 */
 static int refuse_forked(struct vfs_connection *connection) {
-  vfs_connection_fail(connection, "this process was forked from one that uses Balsa; open databases after fork and exec");
+  vfs_connection_fail(connection,
+                      "this process was forked from one that uses Balsa; open databases after fork and exec");
   return SQLITE_IOERR;
 }
 
@@ -69,7 +72,8 @@ struct statements {
 static struct statements count_statements(const struct vfs_connection *connection) {
   struct statements found = {0};
   if (!connection->handle || atomic_load(&connection->has_shared_cache)) return found;
-  for (sqlite3_stmt *at = sqlite3_next_stmt(connection->handle, NULL); at; at = sqlite3_next_stmt(connection->handle, at)) {
+  for (sqlite3_stmt *at = sqlite3_next_stmt(connection->handle, NULL); at;
+       at = sqlite3_next_stmt(connection->handle, at)) {
     if (!sqlite3_stmt_busy(at)) continue;
     found.busy++;
     found.writing += !sqlite3_stmt_readonly(at);
@@ -138,13 +142,16 @@ static bool writes_other_file(struct vfs_connection *connection, bool is_begin) 
     }
     if (!filename || !*filename) continue; /* TEMP, in memory */
     if (sqlite3_txn_state(handle, schema) == SQLITE_TXN_WRITE) {
-      vfs_connection_fail(connection, "a transaction cannot write the replicated database and %s together: it would not be "
-                                      "atomic; use a transaction for each", filename);
+      vfs_connection_fail(connection,
+                          "a transaction cannot write the replicated database and %s together: it would not be "
+                          "atomic; use a transaction for each",
+                          filename);
       return true;
     }
     if (is_begin && before_own && !sqlite3_get_autocommit(handle) && !other && is_wal_file(handle, schema)) {
-      vfs_connection_fail(connection, "%s is attached before the replicated database and in WAL mode: a transaction over "
-                                      "both would not be atomic; open the replicated database first and attach the other to it",
+      vfs_connection_fail(connection,
+                          "%s is attached before the replicated database and in WAL mode: a transaction over "
+                          "both would not be atomic; open the replicated database first and attach the other to it",
                           filename);
       return true;
     }
@@ -171,18 +178,21 @@ static int wait_with_ticket(struct vfs_connection *connection, uint64_t sequence
 static int refuse_write(struct vfs_connection *connection, int refusal) {
   const char *path = connection->database->path;
   switch (refusal) {
-    case VFS_NOT_HERE:
-      vfs_connection_fail(connection, "%s: another node leads; write there (SELECT leader_address FROM balsa_status)", path);
-      return SQLITE_READONLY;
-    case VFS_NOBODY:
-      vfs_connection_fail(connection, "%s: no node leads since %u ms (balsa_timeout); see balsa_status", path, connection->timeout_ms);
-      return SQLITE_BUSY;
-    case VFS_BUSY:
-      vfs_connection_fail(connection, "%s: other writers kept this one waiting for %u ms (balsa_timeout)", path, connection->timeout_ms);
-      return SQLITE_BUSY;
-    default:
-      vfs_connection_fail(connection, "%s: %s", path, vfs_error_text(refusal));
-      return refusal == VFS_NO_SPACE ? SQLITE_FULL : SQLITE_IOERR;
+  case VFS_NOT_HERE:
+    vfs_connection_fail(connection, "%s: another node leads; write there (SELECT leader_address FROM balsa_status)",
+                        path);
+    return SQLITE_READONLY;
+  case VFS_NOBODY:
+    vfs_connection_fail(connection, "%s: no node leads since %u ms (balsa_timeout); see balsa_status", path,
+                        connection->timeout_ms);
+    return SQLITE_BUSY;
+  case VFS_BUSY:
+    vfs_connection_fail(connection, "%s: other writers kept this one waiting for %u ms (balsa_timeout)", path,
+                        connection->timeout_ms);
+    return SQLITE_BUSY;
+  default:
+    vfs_connection_fail(connection, "%s: %s", path, vfs_error_text(refusal));
+    return refusal == VFS_NO_SPACE ? SQLITE_FULL : SQLITE_IOERR;
   }
 }
 
@@ -253,18 +263,16 @@ static bool is_doomed(const struct vfs_connection *connection) {
 static bool settle_seen(struct vfs_connection *connection, uint64_t sequence, uint64_t deadline) {
   if (sequence == 0) return true;
   switch (vfs_wait_sequence(connection->database, sequence, deadline)) {
-    case VFS_FATE_COMMITTED:
-      connection->unsettled = 0;
-      return true;
-    case VFS_FATE_LOST:
-      connection->unsettled = 0; /* the header has changed: SQLite drops its cache */
-      connection->pending = VFS_PENDING_LOST;
-      connection->pending_sequence = sequence;
-      return false;
-    default:
-      connection->unsettled = sequence;
-      connection->pending = VFS_PENDING_UNKNOWN;
-      return false;
+  case VFS_FATE_COMMITTED: connection->unsettled = 0; return true;
+  case VFS_FATE_LOST:
+    connection->unsettled = 0; /* the header has changed: SQLite drops its cache */
+    connection->pending = VFS_PENDING_LOST;
+    connection->pending_sequence = sequence;
+    return false;
+  default:
+    connection->unsettled = sequence;
+    connection->pending = VFS_PENDING_UNKNOWN;
+    return false;
   }
 }
 
@@ -283,7 +291,8 @@ static uint64_t newest_in_flight(struct vfs_database *database) {
 ** speculation, and by the file alone nobody knows whose statement asks.
 */
 static int refuse_shared_cache(struct vfs_connection *connection) {
-  vfs_connection_fail(connection, "%s: connections to a replicated database cannot share a cache; open them without cache=shared",
+  vfs_connection_fail(connection,
+                      "%s: connections to a replicated database cannot share a cache; open them without cache=shared",
                       connection->database->path);
   return SQLITE_ERROR;
 }
@@ -345,7 +354,7 @@ static int read_unlock(struct vfs_connection *connection, int offset, int flags)
   connection->refusal = VFS_OK;
   uint64_t seen = connection->saw_speculation ? connection->base_sequence : 0;
   connection->saw_speculation = false;
-  uint64_t deadline = 0; /* who has no reservation any more has waited at its gate, or was refused */
+  uint64_t deadline = 0;            /* who has no reservation any more has waited at its gate, or was refused */
   if (still_reserved(connection)) { /* it was no writer of this database after all */
     give_ticket(connection);
     deadline = deadline_of(connection);
@@ -373,8 +382,10 @@ static int write_grant(struct vfs_connection *connection) {
   int code = vfs_wal_reserve(database->wal, VFS_RESERVE_FRAMES);
   if (code == SQLITE_OK && connection->strict && connection->base_sequence)
     code = wait_with_ticket(connection, connection->base_sequence, deadline_of(connection));
-  if (code != SQLITE_OK) give_ticket(connection);
-  else connection->saw_speculation = false; /* from here on base_sequence is settled with the transaction */
+  if (code != SQLITE_OK)
+    give_ticket(connection);
+  else
+    connection->saw_speculation = false; /* from here on base_sequence is settled with the transaction */
   return code;
 }
 
@@ -447,7 +458,8 @@ static void wait_applied(struct vfs_connection *connection, uint64_t deadline) {
   struct vfs_database *database = connection->database;
   pthread_mutex_lock(&database->mutex);
   vfs_settle(database);
-  while (vfs_is_lost(database, connection->pending_sequence) && database->committed.index < connection->pending_token.index) {
+  while (vfs_is_lost(database, connection->pending_sequence) &&
+         database->committed.index < connection->pending_token.index) {
     if (os_condition_wait(database->os, &database->changed, &database->mutex, deadline) != 0) break;
   }
   pthread_mutex_unlock(&database->mutex);
@@ -468,13 +480,15 @@ static bool wait_taken_back(struct vfs_connection *connection, uint64_t deadline
 
 static int tell_lost(struct vfs_connection *connection) {
   if (!connection->error[0])
-    vfs_connection_fail(connection, "the transaction is lost: leadership changed before a majority had it; run it again");
+    vfs_connection_fail(connection,
+                        "the transaction is lost: leadership changed before a majority had it; run it again");
   return lost_code(connection);
 }
 
 static int tell_unknown(struct vfs_connection *connection) {
-  vfs_connection_fail(connection, "the outcome of the transaction is unknown: no majority has answered for %u ms (balsa_timeout); "
-                                  "SELECT balsa_outcome(balsa_last_commit()) tells it later",
+  vfs_connection_fail(connection,
+                      "the outcome of the transaction is unknown: no majority has answered for %u ms (balsa_timeout); "
+                      "SELECT balsa_outcome(balsa_last_commit()) tells it later",
                       connection->timeout_ms);
   return VFS_SQLITE_UNKNOWN;
 }
@@ -492,13 +506,9 @@ static int commit_phase_two(struct vfs_connection *connection) {
   }
   uint64_t deadline = deadline_of(connection);
   switch (database->methods->wait(database->node, connection->pending_token, deadline)) {
-    case VFS_FATE_COMMITTED:
-      wait_applied(connection, deadline);
-      return SQLITE_OK;
-    case VFS_FATE_LOST:
-      return wait_taken_back(connection, deadline) ? tell_lost(connection) : tell_unknown(connection);
-    default:
-      return tell_unknown(connection);
+  case VFS_FATE_COMMITTED: wait_applied(connection, deadline); return SQLITE_OK;
+  case VFS_FATE_LOST: return wait_taken_back(connection, deadline) ? tell_lost(connection) : tell_unknown(connection);
+  default: return tell_unknown(connection);
   }
 }
 
@@ -544,7 +554,9 @@ static int main_write(sqlite3_file *file, const void *bytes, int amount, sqlite3
   return SQLITE_READONLY;
 }
 
-static int main_truncate(sqlite3_file *file, sqlite3_int64 size) { return main_write(file, NULL, 0, size); }
+static int main_truncate(sqlite3_file *file, sqlite3_int64 size) {
+  return main_write(file, NULL, 0, size);
+}
 
 static int main_sync(sqlite3_file *file, int flags) {
   (void)file, (void)flags;
@@ -647,27 +659,22 @@ static int pragma(struct vfs_connection *connection, char **arguments) {
 static int main_control(sqlite3_file *file, int op, void *argument) {
   struct vfs_connection *connection = connection_of(file);
   switch (op) {
-    case SQLITE_FCNTL_PDB:
-      pthread_mutex_lock(&connections_mutex);
-      if (connection->handle && connection->handle != *(sqlite3 **)argument) atomic_store(&connection->has_shared_cache, true);
-      connection->handle = *(sqlite3 **)argument;
-      pthread_mutex_unlock(&connections_mutex);
-      return SQLITE_OK;
-    case SQLITE_FCNTL_COMMIT_PHASETWO:
-      return commit_phase_two(connection);
-    case SQLITE_FCNTL_PRAGMA:
-      return pragma(connection, argument);
-    case VFS_FCNTL_CONNECTION:
-      *(struct vfs_connection **)argument = connection;
-      return SQLITE_OK;
-    case SQLITE_FCNTL_VFSNAME:
-      *(char **)argument = sqlite3_mprintf(VFS_NAME "/%s", connection->database->base->zName);
-      return SQLITE_OK;
-    case SQLITE_FCNTL_CHUNK_SIZE:
-    case SQLITE_FCNTL_SIZE_HINT:
-      return SQLITE_OK; /* the node sizes the file */
-    default:
-      return connection->real->pMethods->xFileControl(connection->real, op, argument);
+  case SQLITE_FCNTL_PDB:
+    pthread_mutex_lock(&connections_mutex);
+    if (connection->handle && connection->handle != *(sqlite3 **)argument)
+      atomic_store(&connection->has_shared_cache, true);
+    connection->handle = *(sqlite3 **)argument;
+    pthread_mutex_unlock(&connections_mutex);
+    return SQLITE_OK;
+  case SQLITE_FCNTL_COMMIT_PHASETWO: return commit_phase_two(connection);
+  case SQLITE_FCNTL_PRAGMA: return pragma(connection, argument);
+  case VFS_FCNTL_CONNECTION: *(struct vfs_connection **)argument = connection; return SQLITE_OK;
+  case SQLITE_FCNTL_VFSNAME:
+    *(char **)argument = sqlite3_mprintf(VFS_NAME "/%s", connection->database->base->zName);
+    return SQLITE_OK;
+  case SQLITE_FCNTL_CHUNK_SIZE:
+  case SQLITE_FCNTL_SIZE_HINT: return SQLITE_OK; /* the node sizes the file */
+  default: return connection->real->pMethods->xFileControl(connection->real, op, argument);
   }
 }
 
@@ -753,7 +760,9 @@ int vfs_connection_open(struct vfs_connection *connection, struct vfs_database *
 
 /* ---- Whose is it ---- */
 
-bool vfs_is_connection(const sqlite3_file *file) { return file && file->pMethods == &main_methods; }
+bool vfs_is_connection(const sqlite3_file *file) {
+  return file && file->pMethods == &main_methods;
+}
 
 bool vfs_has_connection(const sqlite3 *handle) {
   pthread_mutex_lock(&connections_mutex);
@@ -776,11 +785,14 @@ bool vfs_is_wal_of_connection(const char *name) {
 
 /* ---- The WAL file ---- */
 
-static struct vfs_wal_file *wal_of(sqlite3_file *file) { return (struct vfs_wal_file *)file; }
+static struct vfs_wal_file *wal_of(sqlite3_file *file) {
+  return (struct vfs_wal_file *)file;
+}
 
 static uint32_t frame_at(const struct vfs_database *database, sqlite3_int64 offset) {
   if (offset < VFS_WAL_HEADER_SIZE) return 0;
-  return (uint32_t)((offset - VFS_WAL_HEADER_SIZE) / (VFS_WAL_FRAME_HEADER_SIZE + (sqlite3_int64)database->page_size)) + 1;
+  return (uint32_t)((offset - VFS_WAL_HEADER_SIZE) / (VFS_WAL_FRAME_HEADER_SIZE + (sqlite3_int64)database->page_size)) +
+         1;
 }
 
 static int wal_read(sqlite3_file *file, void *bytes, int amount, sqlite3_int64 offset) {
@@ -806,8 +818,9 @@ static int reserve_ahead(struct vfs_connection *connection, uint32_t frame) {
   uint32_t unpublished = frame > live.max_frame ? frame - live.max_frame : 0;
   code = vfs_wal_reserve(database->wal, unpublished + VFS_RESERVE_FRAMES);
   if (code != SQLITE_OK)
-    vfs_connection_fail(connection, "%s-shm cannot grow for frame %u of the WAL (SQLite error %d): make room on its disk", database->path,
-                        frame, code);
+    vfs_connection_fail(connection,
+                        "%s-shm cannot grow for frame %u of the WAL (SQLite error %d): make room on its disk",
+                        database->path, frame, code);
   return code;
 }
 
@@ -854,7 +867,9 @@ static int wal_lock(sqlite3_file *file, int level) {
   (void)file, (void)level;
   return SQLITE_OK;
 }
-static int wal_check_reserved(sqlite3_file *file, int *result) { return main_check_reserved(file, result); }
+static int wal_check_reserved(sqlite3_file *file, int *result) {
+  return main_check_reserved(file, result);
+}
 static int wal_control(sqlite3_file *file, int op, void *argument) {
   (void)file, (void)op, (void)argument;
   return SQLITE_NOTFOUND;
@@ -897,8 +912,18 @@ struct vfs_connection *vfs_connection_find(sqlite3 *db, const char *schema) {
   return found;
 }
 
-struct vfs_database *vfs_connection_database(struct vfs_connection *connection) { return connection->database; }
-struct vfs_token vfs_connection_last_commit(struct vfs_connection *connection) { return connection->last_commit; }
-const char *vfs_connection_error(struct vfs_connection *connection) { return connection->error; }
-bool vfs_connection_is_writing(struct vfs_connection *connection) { return connection->writing || connection->reserved; }
-uint32_t vfs_connection_timeout_ms(struct vfs_connection *connection) { return connection->timeout_ms; }
+struct vfs_database *vfs_connection_database(struct vfs_connection *connection) {
+  return connection->database;
+}
+struct vfs_token vfs_connection_last_commit(struct vfs_connection *connection) {
+  return connection->last_commit;
+}
+const char *vfs_connection_error(struct vfs_connection *connection) {
+  return connection->error;
+}
+bool vfs_connection_is_writing(struct vfs_connection *connection) {
+  return connection->writing || connection->reserved;
+}
+uint32_t vfs_connection_timeout_ms(struct vfs_connection *connection) {
+  return connection->timeout_ms;
+}

@@ -19,65 +19,42 @@
 
 int vfs_error_of_sqlite(int code) {
   switch (code & 0xff) {
-    case SQLITE_OK:
-      return VFS_OK;
-    case SQLITE_FULL:
-      return VFS_NO_SPACE;
-    case SQLITE_NOMEM:
-      return VFS_NO_MEMORY;
-    case SQLITE_BUSY:
-    case SQLITE_PROTOCOL:
-      return VFS_BUSY;
-    default:
-      return VFS_IO;
+  case SQLITE_OK: return VFS_OK;
+  case SQLITE_FULL: return VFS_NO_SPACE;
+  case SQLITE_NOMEM: return VFS_NO_MEMORY;
+  case SQLITE_BUSY:
+  case SQLITE_PROTOCOL: return VFS_BUSY;
+  default: return VFS_IO;
   }
 }
 
 static int error_of_errno(int error) {
   switch (error) {
-    case 0:
-      return VFS_OK;
-    case -ENOSPC:
-    case -EDQUOT:
-      return VFS_NO_SPACE;
-    case -ENOMEM:
-      return VFS_NO_MEMORY;
-    case -EBUSY:
-      return VFS_BUSY;
-    case -EILSEQ:
-    case -EPROTO:
-      return VFS_DAMAGED;
-    default:
-      return VFS_IO;
+  case 0: return VFS_OK;
+  case -ENOSPC:
+  case -EDQUOT: return VFS_NO_SPACE;
+  case -ENOMEM: return VFS_NO_MEMORY;
+  case -EBUSY: return VFS_BUSY;
+  case -EILSEQ:
+  case -EPROTO: return VFS_DAMAGED;
+  default: return VFS_IO;
   }
 }
 
 const char *vfs_error_text(int error) {
   switch (error) {
-    case VFS_OK:
-      return "no error";
-    case VFS_NOT_HERE:
-      return "another node leads";
-    case VFS_NOBODY:
-      return "no node leads";
-    case VFS_STOPPED:
-      return "the node has stopped";
-    case VFS_NO_MEMORY:
-      return "out of memory";
-    case VFS_NO_SPACE:
-      return "a disk is full; make room";
-    case VFS_IO:
-      return "a disk failed (see the system's log)";
-    case VFS_DIFFERS:
-      return "this replica differs from the log";
-    case VFS_DAMAGED:
-      return "a change set or a file makes no sense";
-    case VFS_BUSY:
-      return "a reader or writer is in the way";
-    case VFS_TOO_LARGE:
-      return "it is too large";
-    default:
-      return "unknown error";
+  case VFS_OK: return "no error";
+  case VFS_NOT_HERE: return "another node leads";
+  case VFS_NOBODY: return "no node leads";
+  case VFS_STOPPED: return "the node has stopped";
+  case VFS_NO_MEMORY: return "out of memory";
+  case VFS_NO_SPACE: return "a disk is full; make room";
+  case VFS_IO: return "a disk failed (see the system's log)";
+  case VFS_DIFFERS: return "this replica differs from the log";
+  case VFS_DAMAGED: return "a change set or a file makes no sense";
+  case VFS_BUSY: return "a reader or writer is in the way";
+  case VFS_TOO_LARGE: return "it is too large";
+  default: return "unknown error";
   }
 }
 
@@ -90,7 +67,8 @@ void vfs_set_blocked(struct vfs_database *database, const char *format, ...) {
   va_end(arguments);
 }
 
-bool vfs_database_take(struct vfs_database *database, const void *holder, enum vfs_ticket_place place, uint64_t deadline) {
+bool vfs_database_take(struct vfs_database *database, const void *holder, enum vfs_ticket_place place,
+                       uint64_t deadline) {
   return vfs_ticket_take(&database->ticket, holder, place, deadline);
 }
 
@@ -145,7 +123,8 @@ static void stat_file(const struct vfs_database *database, const uint8_t header[
   marks->size_bytes = (uint64_t)status.st_size;
   marks->mtime_ns = (uint64_t)status.st_mtim.tv_sec * OS_SECOND + (uint64_t)status.st_mtim.tv_nsec;
   marks->inode = status.st_ino;
-  marks->change_counter = (uint32_t)header[24] << 24 | (uint32_t)header[25] << 16 | (uint32_t)header[26] << 8 | header[27];
+  marks->change_counter = (uint32_t)header[24] << 24 | (uint32_t)header[25] << 16 | (uint32_t)header[26] << 8 |
+                          header[27];
 }
 
 static bool is_as_stopped(struct vfs_database *database) {
@@ -216,7 +195,8 @@ static int look(struct vfs_database *database, struct vfs_found *found, char *te
 static int open_files(struct vfs_database *database, struct vfs_found *found, char *text) {
   char path[OS_PATH_MAX];
   int code = SQLITE_OK;
-  database->file = vfs_open_base(database, database->name, SQLITE_OPEN_MAIN_DB | SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE, &code);
+  database->file = vfs_open_base(database, database->name,
+                                 SQLITE_OPEN_MAIN_DB | SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE, &code);
   if (!database->file) {
     snprintf(text, VFS_TEXT_MAX, "%s cannot be opened for writing (SQLite error %d)", database->path, code);
     return VFS_IO;
@@ -227,7 +207,9 @@ static int open_files(struct vfs_database *database, struct vfs_found *found, ch
   error = vfs_marks_open(database->os, path, &database->marks, &found->has_marks, &database->marks_file);
   if (error) {
     snprintf(text, VFS_TEXT_MAX, "%s: %s; restore it from a copy, or remove the folder to start as a new node", path,
-             error == -EILSEQ ? "both records are damaged" : error == -EPROTO ? "written by another program or version" : strerror(-error));
+             error == -EILSEQ   ? "both records are damaged"
+             : error == -EPROTO ? "written by another program or version"
+                                : strerror(-error));
     return error_of_errno(error);
   }
   found->checkpointed = database->marks.checkpointed;
@@ -241,7 +223,8 @@ static int open_files(struct vfs_database *database, struct vfs_found *found, ch
   return error;
 }
 
-int vfs_database_open(const struct vfs_database_options *options, struct vfs_database **out, struct vfs_found *found, char *text) {
+int vfs_database_open(const struct vfs_database_options *options, struct vfs_database **out, struct vfs_found *found,
+                      char *text) {
   char journal[OS_PATH_MAX], wal[OS_PATH_MAX];
   struct vfs_database *database = calloc(1, sizeof *database);
   *out = NULL;
@@ -264,9 +247,12 @@ int vfs_database_open(const struct vfs_database_options *options, struct vfs_dat
   database->name = sqlite3_create_filename(options->path, journal, wal, 0, NULL);
   database->boundaries = malloc(VFS_BOUNDARIES_MAX * sizeof *database->boundaries);
   int error = VFS_NO_MEMORY;
-  if (database->path && database->folder && database->name && database->boundaries) error = open_files(database, found, text);
-  if (error) vfs_database_close(database);
-  else *out = database;
+  if (database->path && database->folder && database->name && database->boundaries)
+    error = open_files(database, found, text);
+  if (error)
+    vfs_database_close(database);
+  else
+    *out = database;
   return error;
 }
 
@@ -298,7 +284,9 @@ int vfs_database_adopt(struct vfs_database *database, struct vfs_found *found, c
   sqlite3_close(db);
   if (!error) error = lock_files(database, text);
   if (!error && !database->is_alone) {
-    snprintf(text, VFS_TEXT_MAX, "%s is open in another program; close it there while the database becomes a replicated one", database->path);
+    snprintf(text, VFS_TEXT_MAX,
+             "%s is open in another program; close it there while the database becomes a replicated one",
+             database->path);
     error = VFS_BUSY;
   }
   if (!error) error = look(database, found, text);
@@ -306,7 +294,8 @@ int vfs_database_adopt(struct vfs_database *database, struct vfs_found *found, c
   return error;
 }
 
-int vfs_database_export(struct vfs_database *database, int (*each)(void *ctx, const struct vfs_change_set *set), void *ctx, char *text) {
+int vfs_database_export(struct vfs_database *database, int (*each)(void *ctx, const struct vfs_change_set *set),
+                        void *ctx, char *text) {
   sqlite3_int64 size = 0;
   struct vfs_change_set set = {.page_size = database->page_size};
   if (database->file->pMethods->xFileSize(database->file, &size) != SQLITE_OK) return VFS_IO;
@@ -317,7 +306,8 @@ int vfs_database_export(struct vfs_database *database, int (*each)(void *ctx, co
     bool is_last = page_number == set.pages;
     if (page_number != lock_page) {
       sqlite3_int64 offset = (sqlite3_int64)(page_number - 1) * database->page_size;
-      if (database->file->pMethods->xRead(database->file, database->after, (int)database->page_size, offset) != SQLITE_OK) {
+      if (database->file->pMethods->xRead(database->file, database->after, (int)database->page_size, offset) !=
+          SQLITE_OK) {
         snprintf(text, VFS_TEXT_MAX, "%s: page %u cannot be read", database->path, page_number);
         return VFS_IO;
       }
@@ -370,7 +360,7 @@ int vfs_database_begin_wal(struct vfs_database *database, uint32_t pages, char *
     remove_beside(database, "-shm");
   }
   database->wal_file = vfs_open_base(database, sqlite3_filename_wal(database->name),
-                                 SQLITE_OPEN_WAL | SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE, &code);
+                                     SQLITE_OPEN_WAL | SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE, &code);
   if (code == SQLITE_OK) code = vfs_wal_open(database->file, database->wal_file, database->page_size, &database->wal);
   if (code == SQLITE_OK) code = vfs_wal_init(database->wal, pages, salt, database->is_alone);
   if (code == SQLITE_OK) code = vfs_wal_read_header(database->wal, &database->header);
@@ -387,8 +377,10 @@ int vfs_database_begin_wal(struct vfs_database *database, uint32_t pages, char *
 static void split_path(const char *path, char *folder, size_t size) {
   snprintf(folder, size, "%s", path);
   char *slash = strrchr(folder, '/');
-  if (slash) slash[slash == folder] = 0;
-  else snprintf(folder, size, ".");
+  if (slash)
+    slash[slash == folder] = 0;
+  else
+    snprintf(folder, size, ".");
 }
 
 int vfs_database_create(struct vfs_database *database, uint32_t page_size, uint32_t auto_vacuum, char *text) {
@@ -397,7 +389,8 @@ int vfs_database_create(struct vfs_database *database, uint32_t page_size, uint3
   if (!error) error = vfs_database_set_page_size(database, page_size);
   if (error) return error;
   vfs_first_page(database->after, page_size, auto_vacuum);
-  struct vfs_marks marks = {.pages = 1, .page_size = page_size, .checksum = vfs_page_hash(1, database->after, page_size)};
+  struct vfs_marks marks = {
+      .pages = 1, .page_size = page_size, .checksum = vfs_page_hash(1, database->after, page_size)};
   os_random(database->os, &marks.nonce, sizeof marks.nonce);
   error = vfs_write_marks(database, &marks); /* before the page: a file with content and no marks is somebody else's */
   int code = SQLITE_OK;
@@ -417,8 +410,9 @@ int vfs_database_create(struct vfs_database *database, uint32_t page_size, uint3
   return vfs_database_begin_wal(database, 1, text);
 }
 
-int vfs_database_start(struct vfs_database *database, uint64_t commit_index, uint64_t log_first, const struct vfs_source *snapshot,
-                       uint32_t page_size, uint32_t auto_vacuum, uint64_t *applied, char *text) {
+int vfs_database_start(struct vfs_database *database, uint64_t commit_index, uint64_t log_first,
+                       const struct vfs_source *snapshot, uint32_t page_size, uint32_t auto_vacuum, uint64_t *applied,
+                       char *text) {
   sqlite3_int64 size = 0;
   int error = lock_files(database, text);
   if (error) return error;
@@ -431,7 +425,8 @@ int vfs_database_start(struct vfs_database *database, uint64_t commit_index, uin
   uint32_t own_page_size = database->marks.page_size ? database->marks.page_size : page_size;
   error = vfs_database_set_page_size(database, own_page_size);
   /* After a stop in order the file itself tells; its -shm is left as it was, whatever was done to the file since. */
-  bool is_ours = database->marks.stopped_in_order ? is_as_stopped(database) : database->is_alone && shm_is_ours(database);
+  bool is_ours = database->marks.stopped_in_order ? is_as_stopped(database)
+                                                  : database->is_alone && shm_is_ours(database);
   text[0] = 0;
   struct vfs_redo_options options = {
       .commit_index = commit_index,
@@ -502,9 +497,13 @@ void vfs_database_close(struct vfs_database *database) {
 
 /* ---- Looking in ---- */
 
-void *vfs_database_node(struct vfs_database *database) { return database->node; }
+void *vfs_database_node(struct vfs_database *database) {
+  return database->node;
+}
 
-void vfs_epoch_changed(struct vfs_database *database) { pthread_cond_broadcast(&database->changed); }
+void vfs_epoch_changed(struct vfs_database *database) {
+  pthread_cond_broadcast(&database->changed);
+}
 
 void vfs_get_status(struct vfs_database *database, struct vfs_status *status) {
   memset(status, 0, sizeof *status);

@@ -24,13 +24,13 @@
 #include "vfs.h"
 #include "wal.h"
 
-#define VFS_LOST_RANGES 64           /* remembered ranges of lost sequences; older ones count as lost */
-#define VFS_BOUNDARIES_MAX 8192      /* remembered transaction boundaries in the WAL, for checkpoints */
-#define VFS_CHECKPOINT_FRAMES 1000   /* default bound at which a checkpoint is asked for */
-#define VFS_PART_BYTES (1u << 20)    /* a transaction's change set is cut into parts of about this size, raw */
-#define VFS_RESERVE_FRAMES 4096      /* wal-index regions are mapped this far ahead */
-#define VFS_DRAIN_MAX (5 * OS_MS)    /* the second pass of a checkpoint stalls writers no longer than this */
-#define VFS_WAIT_SLICE (20 * OS_MS) /* who waits with the ticket looks after its leadership this often */
+#define VFS_LOST_RANGES 64                /* remembered ranges of lost sequences; older ones count as lost */
+#define VFS_BOUNDARIES_MAX 8192           /* remembered transaction boundaries in the WAL, for checkpoints */
+#define VFS_CHECKPOINT_FRAMES 1000        /* default bound at which a checkpoint is asked for */
+#define VFS_PART_BYTES (1u << 20)         /* a transaction's change set is cut into parts of about this size, raw */
+#define VFS_RESERVE_FRAMES 4096           /* wal-index regions are mapped this far ahead */
+#define VFS_DRAIN_MAX (5 * OS_MS)         /* the second pass of a checkpoint stalls writers no longer than this */
+#define VFS_WAIT_SLICE (20 * OS_MS)       /* who waits with the ticket looks after its leadership this often */
 #define VFS_BUSY_RETRY_MAX (200 * OS_MS)  /* SQLite's busy handler comes again within 100 ms */
 #define VFS_BUSY_RETRY_WAIT (100 * OS_MS) /* and waits no longer than this */
 #define VFS_TIMEOUT_MS_MAX 3600000u
@@ -63,17 +63,17 @@ struct vfs_database {
   sqlite3_file *file, *wal_file; /* the node's own handles of the base VFS */
   bool is_locked, is_alone, is_started;
   uint64_t export_checksum;
-  uint32_t page_size;            /* 0: the database has no page yet */
-  struct vfs_wal *wal;           /* valid once `ready` */
+  uint32_t page_size;  /* 0: the database has no page yet */
+  struct vfs_wal *wal; /* valid once `ready` */
 
   struct vfs_ticket ticket;
   pthread_mutex_t checkpoint;
   pthread_mutex_t mutex;
   pthread_cond_t changed; /* captured or committed moved, or something was lost */
 
-  atomic_bool ready;       /* page 1, WAL and wal-index are there */
+  atomic_bool ready; /* page 1, WAL and wal-index are there */
   atomic_bool stopped;
-  atomic_bool wal_failed;  /* compensation failed: no reads until restart */
+  atomic_bool wal_failed;     /* compensation failed: no reads until restart */
   atomic_bool parts_dangling; /* parts were proposed and neither ended nor aborted: the next writer must do it first */
   atomic_bool checkpoint_wanted;
   atomic_uint_least64_t generation; /* rises when an epoch is lost: older write transactions are doomed */
@@ -84,8 +84,8 @@ struct vfs_database {
   struct vfs_state *in_flight; /* a ring */
   uint32_t in_flight_first, in_flight_count, in_flight_capacity;
   struct vfs_lost_range lost[VFS_LOST_RANGES];
-  uint64_t schema_sequence; /* the last captured state with a new schema cookie */
-  uint64_t lost_count; /* ever; lost[lost_count % VFS_LOST_RANGES] is the next */
+  uint64_t schema_sequence;     /* the last captured state with a new schema cookie */
+  uint64_t lost_count;          /* ever; lost[lost_count % VFS_LOST_RANGES] is the next */
   struct vfs_state *boundaries; /* a ring of committed states in the WAL, rising frames */
   uint32_t boundaries_first, boundaries_count;
   struct vfs_marks marks;
@@ -101,7 +101,7 @@ struct vfs_database {
   /* a transaction in parts that is being applied */
   bool parts_open;
   uint64_t parts_epoch;
-  uint32_t parts_pages;   /* pages of the state before it */
+  uint32_t parts_pages; /* pages of the state before it */
   uint64_t parts_checksum, parts_index;
   struct vfs_wal_append parts_append;
 };
@@ -112,22 +112,22 @@ struct vfs_connection {
   sqlite3_file file; /* first: this is what SQLite holds */
   struct vfs_database *database;
   sqlite3_file *real;
-  sqlite3 *handle; /* by SQLITE_FCNTL_PDB */
+  sqlite3 *handle;              /* by SQLITE_FCNTL_PDB */
   atomic_bool has_shared_cache; /* of several SQLite connections: refused, `handle` counts no more */
-  struct vfs_connection *next; /* all of the process */
+  struct vfs_connection *next;  /* all of the process */
 
-  int read_lock; /* SQLite's shm offset, 0 none */
+  int read_lock;                  /* SQLite's shm offset, 0 none */
   struct vfs_wal_header snapshot; /* live header when the read lock was granted */
-  bool retry_expected;  /* the header changed while it waited: SQLite will unlock and lock again */
-  bool reserved;        /* has the ticket, WRITE not granted yet */
-  bool writing;         /* WRITE granted */
-  bool saw_speculation; /* read page 1 under a mere reservation, which shows base_sequence */
-  int refusal;          /* enum vfs_error: the answer to the next request for WRITE */
-  uint64_t refused_at;  /* when it last waited for the ticket in vain; 0: it got it */
+  bool retry_expected;            /* the header changed while it waited: SQLite will unlock and lock again */
+  bool reserved;                  /* has the ticket, WRITE not granted yet */
+  bool writing;                   /* WRITE granted */
+  bool saw_speculation;           /* read page 1 under a mere reservation, which shows base_sequence */
+  int refusal;                    /* enum vfs_error: the answer to the next request for WRITE */
+  uint64_t refused_at;            /* when it last waited for the ticket in vain; 0: it got it */
   uint64_t epoch, generation;
   uint64_t base_sequence; /* what it builds on, from its reservation on; 0: what is committed */
 
-  uint64_t gate; /* sequence that its first read must wait for; 0 none */
+  uint64_t gate;      /* sequence that its first read must wait for; 0 none */
   uint64_t unsettled; /* sequence that it read and whose fate was open at the last unlock; 0 none */
 
   enum vfs_pending pending; /* for SQLITE_FCNTL_COMMIT_PHASETWO */
@@ -142,9 +142,9 @@ struct vfs_connection {
 
 /* gate.c: what a state's fate means to who saw it. */
 enum vfs_fate vfs_wait_sequence(struct vfs_database *database, uint64_t sequence, uint64_t deadline);
-bool vfs_is_lost(struct vfs_database *database, uint64_t sequence); /* mutex held */
-void vfs_settle(struct vfs_database *database);                     /* mutex held */
-void vfs_lose(struct vfs_database *database, uint64_t first, uint64_t last); /* mutex held */
+bool vfs_is_lost(struct vfs_database *database, uint64_t sequence);                   /* mutex held */
+void vfs_settle(struct vfs_database *database);                                       /* mutex held */
+void vfs_lose(struct vfs_database *database, uint64_t first, uint64_t last);          /* mutex held */
 void vfs_boundary_push(struct vfs_database *database, const struct vfs_state *state); /* mutex held */
 uint64_t vfs_newest_sequence(const struct vfs_database *database); /* mutex held: of the state that readers see */
 bool vfs_header_beyond(const struct vfs_database *database, const struct vfs_wal_header *live); /* mutex held */
@@ -166,14 +166,15 @@ bool vfs_same_salt(const struct vfs_wal_header *a, const struct vfs_wal_header *
 void vfs_refresh_nonce(struct vfs_database *database);
 
 /* connection.c */
-void vfs_connection_fail(struct vfs_connection *connection, const char *format, ...) __attribute__((format(printf, 2, 3)));
+void vfs_connection_fail(struct vfs_connection *connection, const char *format, ...)
+    __attribute__((format(printf, 2, 3)));
 /* Until when it waits for others now, and what became of that: enum vfs_error. */
 uint64_t vfs_connection_deadline(const struct vfs_connection *connection);
 void vfs_connection_note_wait(struct vfs_connection *connection, int error);
 int vfs_connection_open(struct vfs_connection *connection, struct vfs_database *database, int flags);
-bool vfs_is_connection(const sqlite3_file *file);      /* or an ordinary file, opened through this VFS */
-bool vfs_has_connection(const sqlite3 *handle);        /* a replicated database is open on it */
-bool vfs_is_wal_of_connection(const char *name);       /* of an open replicated database */
+bool vfs_is_connection(const sqlite3_file *file); /* or an ordinary file, opened through this VFS */
+bool vfs_has_connection(const sqlite3 *handle);   /* a replicated database is open on it */
+bool vfs_is_wal_of_connection(const char *name);  /* of an open replicated database */
 extern const sqlite3_io_methods vfs_wal_methods;
 struct vfs_wal_file {
   sqlite3_file file;
@@ -187,7 +188,8 @@ void vfs_database_detach(struct vfs_database *database);
 bool vfs_is_forked_child(void);
 
 /* database.c. Takes the ticket for the node's own work. */
-bool vfs_database_take(struct vfs_database *database, const void *holder, enum vfs_ticket_place place, uint64_t deadline);
+bool vfs_database_take(struct vfs_database *database, const void *holder, enum vfs_ticket_place place,
+                       uint64_t deadline);
 void vfs_set_blocked(struct vfs_database *database, const char *format, ...) __attribute__((format(printf, 2, 3)));
 int vfs_write_marks(struct vfs_database *database, const struct vfs_marks *marks);
 int vfs_error_of_sqlite(int code);

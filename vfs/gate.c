@@ -109,8 +109,10 @@ void vfs_gate_arm(struct vfs_connection *connection) {
   /* Under the mutex: every header that is published beyond the captured one gets a sequence of its own soon. */
   struct vfs_wal_header live;
   bool beyond = vfs_wal_read_header(database->wal, &live) != SQLITE_OK || vfs_header_beyond(database, &live);
-  if (beyond) connection->gate = database->captured.sequence + 1;
-  else connection->gate = database->in_flight_count > 0 ? vfs_newest_sequence(database) : 0;
+  if (beyond)
+    connection->gate = database->captured.sequence + 1;
+  else
+    connection->gate = database->in_flight_count > 0 ? vfs_newest_sequence(database) : 0;
   pthread_mutex_unlock(&database->mutex);
 }
 
@@ -120,17 +122,16 @@ int vfs_gate_pass(struct vfs_connection *connection) {
   enum vfs_fate fate = vfs_wait_sequence(database, connection->gate, vfs_connection_deadline(connection));
   vfs_connection_note_wait(connection, fate == VFS_FATE_UNKNOWN ? VFS_BUSY : VFS_OK);
   switch (fate) {
-    case VFS_FATE_COMMITTED:
-      connection->gate = 0;
-      return SQLITE_OK;
-    case VFS_FATE_LOST:
-      vfs_connection_fail(connection, "the snapshot showed a transaction that was lost when leadership changed; "
-                                      "run the statement again");
-      return SQLITE_BUSY_SNAPSHOT;
-    default:
-      vfs_connection_fail(connection, "the newest transaction is not on a majority of nodes after %u ms "
-                                      "(balsa_timeout); try again, or see balsa_status",
-                          connection->timeout_ms);
-      return SQLITE_BUSY;
+  case VFS_FATE_COMMITTED: connection->gate = 0; return SQLITE_OK;
+  case VFS_FATE_LOST:
+    vfs_connection_fail(connection, "the snapshot showed a transaction that was lost when leadership changed; "
+                                    "run the statement again");
+    return SQLITE_BUSY_SNAPSHOT;
+  default:
+    vfs_connection_fail(connection,
+                        "the newest transaction is not on a majority of nodes after %u ms "
+                        "(balsa_timeout); try again, or see balsa_status",
+                        connection->timeout_ms);
+    return SQLITE_BUSY;
   }
 }

@@ -40,10 +40,10 @@ void vfs_first_page(uint8_t *page, uint32_t page_size, uint32_t auto_vacuum) {
   page[18] = page[19] = 2;               /* WAL */
   page[21] = 64;
   page[22] = page[23] = 32;
-  page[31] = 1;                                    /* size in pages */
-  page[55] = auto_vacuum != 0;                     /* largest root page: auto_vacuum is on */
-  page[67] = auto_vacuum == 2;                     /* incremental */
-  page[100] = 0x0d;                                /* an empty leaf table: sqlite_schema */
+  page[31] = 1;                                     /* size in pages */
+  page[55] = auto_vacuum != 0;                      /* largest root page: auto_vacuum is on */
+  page[67] = auto_vacuum == 2;                      /* incremental */
+  page[100] = 0x0d;                                 /* an empty leaf table: sqlite_schema */
   page[105] = (uint8_t)((page_size & 0xffff) >> 8); /* start of cell content; 65536 is stored as 0 */
   page[106] = (uint8_t)page_size;
 }
@@ -127,8 +127,9 @@ static int find_last_part(struct redo *redo, uint64_t first, uint64_t epoch, uin
     *next = first;
     return VFS_OK;
   }
-  snprintf(redo->text, VFS_TEXT_MAX, "%s: the transaction that begins at entry %llu of the log has no end at or before %llu",
-           database->path, (unsigned long long)first, (unsigned long long)redo->through);
+  snprintf(redo->text, VFS_TEXT_MAX,
+           "%s: the transaction that begins at entry %llu of the log has no end at or before %llu", database->path,
+           (unsigned long long)first, (unsigned long long)redo->through);
   return VFS_DAMAGED;
 }
 
@@ -246,12 +247,14 @@ static int copy_aside(struct redo *redo, char *name, size_t name_size) {
   os_close(copy);
   free(buffer);
   if (!error) {
-    sqlite3_log(SQLITE_WARNING,
-                "balsa: %s was changed by another program while its node was down; it is kept as %s, and the log counts",
-                database->path, name);
+    sqlite3_log(
+        SQLITE_WARNING,
+        "balsa: %s was changed by another program while its node was down; it is kept as %s, and the log counts",
+        database->path, name);
     return VFS_OK;
   }
-  snprintf(redo->text, VFS_TEXT_MAX, "%s: cannot be copied aside to %s (error %d); make room there", database->path, name, error);
+  snprintf(redo->text, VFS_TEXT_MAX, "%s: cannot be copied aside to %s (error %d); make room there", database->path,
+           name, error);
   return error == -ENOSPC ? VFS_NO_SPACE : VFS_IO;
 }
 
@@ -322,7 +325,9 @@ static int rebuild(struct redo *redo) {
   struct vfs_database *database = redo->database;
   uint64_t from = redo->snapshot ? redo->snapshot->info.index : 0;
   if (redo->log_first > from + 1) {
-    snprintf(redo->text, VFS_TEXT_MAX, "%s must be made again, but the log begins at entry %llu and no snapshot reaches it; restore %s from a copy, or let the node join anew",
+    snprintf(redo->text, VFS_TEXT_MAX,
+             "%s must be made again, but the log begins at entry %llu and no snapshot reaches it; restore %s from a "
+             "copy, or let the node join anew",
              database->path, (unsigned long long)redo->log_first, database->folder);
     return VFS_DAMAGED;
   }
@@ -354,7 +359,8 @@ static int rebuild_changed(struct redo *redo) {
   int error = rebuild(redo);
   if (!error) error = differs(redo, true, &is_different);
   if (!error && is_different) {
-    snprintf(redo->text, VFS_TEXT_MAX, "%s: made again from the log, it still differs from what the log says", database->path);
+    snprintf(redo->text, VFS_TEXT_MAX, "%s: made again from the log, it still differs from what the log says",
+             database->path);
     return VFS_DIFFERS;
   }
   return error;

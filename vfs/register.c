@@ -18,13 +18,21 @@ static const struct vfs_host *host;
 static atomic_bool is_forked_child;
 static _Thread_local char open_error[VFS_TEXT_MAX];
 
-static sqlite3_vfs *base_of(sqlite3_vfs *vfs) { return vfs->pAppData; }
+static sqlite3_vfs *base_of(sqlite3_vfs *vfs) {
+  return vfs->pAppData;
+}
 
-const char *vfs_open_error(void) { return open_error; }
+const char *vfs_open_error(void) {
+  return open_error;
+}
 
-static void note_fork(void) { atomic_store(&is_forked_child, true); }
+static void note_fork(void) {
+  atomic_store(&is_forked_child, true);
+}
 
-bool vfs_is_forked_child(void) { return atomic_load_explicit(&is_forked_child, memory_order_relaxed); }
+bool vfs_is_forked_child(void) {
+  return atomic_load_explicit(&is_forked_child, memory_order_relaxed);
+}
 
 /* The memory behind our own struct in SQLite's allocation, aligned for the base VFS's file. */
 static sqlite3_file *real_file(sqlite3_file *file, size_t own_size) {
@@ -37,7 +45,8 @@ static int open_main(sqlite3_vfs *vfs, const char *name, sqlite3_file *file, int
   memset(connection, 0, sizeof *connection);
   open_error[0] = 0;
   if (vfs_is_forked_child()) {
-    snprintf(open_error, sizeof open_error, "%s: this process was forked from one that uses Balsa; open databases after fork and exec", name);
+    snprintf(open_error, sizeof open_error,
+             "%s: this process was forked from one that uses Balsa; open databases after fork and exec", name);
     return SQLITE_CANTOPEN;
   }
   int code = host->attach(name, flags, &database, open_error);
@@ -169,7 +178,8 @@ static bool is_named_so(const char *name) {
   static const char *const options[] = {"node", "listen", "advertise", "peers", "join"};
   const char *vfs_name = sqlite3_uri_parameter(name, "vfs");
   bool found = vfs_name && strcmp(vfs_name, VFS_NAME) == 0;
-  for (size_t i = 0; i < sizeof options / sizeof options[0]; i++) found = found || sqlite3_uri_parameter(name, options[i]);
+  for (size_t i = 0; i < sizeof options / sizeof options[0]; i++)
+    found = found || sqlite3_uri_parameter(name, options[i]);
   return found;
 }
 
@@ -208,15 +218,27 @@ static int vfs_access(sqlite3_vfs *vfs, const char *name, int flags, int *result
 static int vfs_full_pathname(sqlite3_vfs *vfs, const char *name, int size, char *out) {
   return base_of(vfs)->xFullPathname(base_of(vfs), name, size, out);
 }
-static void *vfs_dl_open(sqlite3_vfs *vfs, const char *name) { return base_of(vfs)->xDlOpen(base_of(vfs), name); }
-static void vfs_dl_error(sqlite3_vfs *vfs, int size, char *text) { base_of(vfs)->xDlError(base_of(vfs), size, text); }
+static void *vfs_dl_open(sqlite3_vfs *vfs, const char *name) {
+  return base_of(vfs)->xDlOpen(base_of(vfs), name);
+}
+static void vfs_dl_error(sqlite3_vfs *vfs, int size, char *text) {
+  base_of(vfs)->xDlError(base_of(vfs), size, text);
+}
 static void (*vfs_dl_sym(sqlite3_vfs *vfs, void *handle, const char *symbol))(void) {
   return base_of(vfs)->xDlSym(base_of(vfs), handle, symbol);
 }
-static void vfs_dl_close(sqlite3_vfs *vfs, void *handle) { base_of(vfs)->xDlClose(base_of(vfs), handle); }
-static int vfs_randomness(sqlite3_vfs *vfs, int size, char *out) { return base_of(vfs)->xRandomness(base_of(vfs), size, out); }
-static int vfs_sleep(sqlite3_vfs *vfs, int microseconds) { return base_of(vfs)->xSleep(base_of(vfs), microseconds); }
-static int vfs_current_time(sqlite3_vfs *vfs, double *now) { return base_of(vfs)->xCurrentTime(base_of(vfs), now); }
+static void vfs_dl_close(sqlite3_vfs *vfs, void *handle) {
+  base_of(vfs)->xDlClose(base_of(vfs), handle);
+}
+static int vfs_randomness(sqlite3_vfs *vfs, int size, char *out) {
+  return base_of(vfs)->xRandomness(base_of(vfs), size, out);
+}
+static int vfs_sleep(sqlite3_vfs *vfs, int microseconds) {
+  return base_of(vfs)->xSleep(base_of(vfs), microseconds);
+}
+static int vfs_current_time(sqlite3_vfs *vfs, double *now) {
+  return base_of(vfs)->xCurrentTime(base_of(vfs), now);
+}
 static int vfs_last_error(sqlite3_vfs *vfs, int size, char *text) {
   return base_of(vfs)->xGetLastError ? base_of(vfs)->xGetLastError(base_of(vfs), size, text) : 0;
 }
@@ -229,7 +251,8 @@ int vfs_register(const struct vfs_host *the_host, bool is_default) {
   if (!base || base->iVersion < 2) return SQLITE_ERROR;
   host = the_host;
   pthread_atfork(NULL, NULL, note_fork);
-  size_t own = sizeof(struct vfs_connection) > sizeof(struct vfs_wal_file) ? sizeof(struct vfs_connection) : sizeof(struct vfs_wal_file);
+  size_t own = sizeof(struct vfs_connection) > sizeof(struct vfs_wal_file) ? sizeof(struct vfs_connection)
+                                                                           : sizeof(struct vfs_wal_file);
   balsa_vfs = (sqlite3_vfs){
       .iVersion = 2,
       .szOsFile = base->szOsFile + (int)((own + 15) & ~(size_t)15),
@@ -253,4 +276,6 @@ int vfs_register(const struct vfs_host *the_host, bool is_default) {
   return sqlite3_vfs_register(&balsa_vfs, is_default);
 }
 
-void vfs_database_detach(struct vfs_database *database) { host->detach(database); }
+void vfs_database_detach(struct vfs_database *database) {
+  host->detach(database);
+}

@@ -38,8 +38,10 @@ static void ticket_enqueue(struct vfs_ticket *ticket, struct vfs_ticket_waiter *
     if (!ticket->last) ticket->last = waiter;
     return;
   }
-  if (ticket->last) ticket->last->next = waiter;
-  else ticket->first = waiter;
+  if (ticket->last)
+    ticket->last->next = waiter;
+  else
+    ticket->first = waiter;
   ticket->last = waiter;
 }
 
@@ -51,8 +53,10 @@ static void ticket_dequeue(struct vfs_ticket *ticket, struct vfs_ticket_waiter *
     at = at->next;
   }
   assert(at == waiter);
-  if (before) before->next = waiter->next;
-  else ticket->first = waiter->next;
+  if (before)
+    before->next = waiter->next;
+  else
+    ticket->first = waiter->next;
   if (ticket->last == waiter) ticket->last = before;
 }
 

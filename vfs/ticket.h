@@ -27,8 +27,8 @@ struct vfs_ticket_waiter;
 struct vfs_ticket {
   pthread_mutex_t mutex;
   struct os *os;
-  const void *holder;   /* NULL: free. Any address that tells holders apart */
-  uint64_t kept_until;  /* others may take it from then on; 0: in use */
+  const void *holder;  /* NULL: free. Any address that tells holders apart */
+  uint64_t kept_until; /* others may take it from then on; 0: in use */
   struct vfs_ticket_waiter *first, *last;
 };
 

@@ -24,15 +24,15 @@
 
 enum vfs_error {
   VFS_OK = 0,
-  VFS_NOT_HERE = -1,  /* another node may write: SQLITE_READONLY */
-  VFS_NOBODY = -2,    /* nobody may, until the deadline: SQLITE_BUSY */
-  VFS_STOPPED = -3,   /* the node has stopped */
+  VFS_NOT_HERE = -1, /* another node may write: SQLITE_READONLY */
+  VFS_NOBODY = -2,   /* nobody may, until the deadline: SQLITE_BUSY */
+  VFS_STOPPED = -3,  /* the node has stopped */
   VFS_NO_MEMORY = -4,
-  VFS_NO_SPACE = -5,  /* a disk is full; try again when there is room */
-  VFS_IO = -6,        /* a disk failed */
-  VFS_DIFFERS = -7,   /* the checksum after apply is not the log's: this replica is wrong */
-  VFS_DAMAGED = -8,   /* a change set or a file makes no sense */
-  VFS_BUSY = -9,      /* somebody holds what is needed; try again */
+  VFS_NO_SPACE = -5, /* a disk is full; try again when there is room */
+  VFS_IO = -6,       /* a disk failed */
+  VFS_DIFFERS = -7,  /* the checksum after apply is not the log's: this replica is wrong */
+  VFS_DAMAGED = -8,  /* a change set or a file makes no sense */
+  VFS_BUSY = -9,     /* somebody holds what is needed; try again */
   VFS_TOO_LARGE = -10,
 };
 
@@ -85,9 +85,9 @@ struct vfs_database;
 
 struct vfs_database_options {
   struct os *os;
-  sqlite3_vfs *base;    /* the real file system's */
-  const char *path;     /* absolute */
-  const char *folder;   /* app.db-balsa, exists */
+  sqlite3_vfs *base;  /* the real file system's */
+  const char *path;   /* absolute */
+  const char *folder; /* app.db-balsa, exists */
   const struct vfs_node_methods *methods;
   void *node;
   uint32_t commit_timeout_ms;
@@ -96,11 +96,11 @@ struct vfs_database_options {
 
 /* What lay there at open. */
 struct vfs_found {
-  bool has_content;     /* the file has at least one page */
-  bool has_marks;       /* it belongs to a log: `checkpointed` and `begun` count */
+  bool has_content;                       /* the file has at least one page */
+  bool has_marks;                         /* it belongs to a log: `checkpointed` and `begun` count */
   uint32_t page_size, pages, auto_vacuum; /* of the file, if has_content */
-  uint64_t checkpointed; /* the file was exactly this state */
-  uint64_t begun;        /* a checkpoint to here may have been under way; these entries are committed */
+  uint64_t checkpointed;                  /* the file was exactly this state */
+  uint64_t begun; /* a checkpoint to here may have been under way; these entries are committed */
 };
 
 /* A whole state of the database, page by page: from a view of it, a snapshot file, or the leader. */
@@ -120,14 +120,16 @@ struct vfs_source {
 /* ---- The life of a database, on the thread that starts the node ---- */
 
 /* Takes ownership of the files (VFS_BUSY: another process has them, named in text) and looks at them. */
-int vfs_database_open(const struct vfs_database_options *options, struct vfs_database **database, struct vfs_found *found, char *text);
+int vfs_database_open(const struct vfs_database_options *options, struct vfs_database **database,
+                      struct vfs_found *found, char *text);
 /*
 ** An existing plain database: recovers its own -wal or -journal, brings it into WAL mode, checkpoints. Then `each`
 ** gets its whole content as a transaction in parts (full images, previous = 0 in the first; the caller sets `previous` of the
 ** others), the first state of a cluster. Before vfs_database_start.
 */
 int vfs_database_adopt(struct vfs_database *database, struct vfs_found *found, char *text);
-int vfs_database_export(struct vfs_database *database, int (*each)(void *ctx, const struct vfs_change_set *set), void *ctx, char *text);
+int vfs_database_export(struct vfs_database *database, int (*each)(void *ctx, const struct vfs_change_set *set),
+                        void *ctx, char *text);
 /* The adopted file is the state at `index`: a durable mark. */
 int vfs_database_mark(struct vfs_database *database, uint64_t index, char *text);
 /*
@@ -144,8 +146,9 @@ int vfs_database_create(struct vfs_database *database, uint32_t page_size, uint3
 ** has; `snapshot` (or NULL) is a durable one to make the file from where the log does not reach back far enough, or
 ** the file is lost or changed.
 */
-int vfs_database_start(struct vfs_database *database, uint64_t commit_index, uint64_t log_first, const struct vfs_source *snapshot,
-                       uint32_t page_size, uint32_t auto_vacuum, uint64_t *applied, char *text);
+int vfs_database_start(struct vfs_database *database, uint64_t commit_index, uint64_t log_first,
+                       const struct vfs_source *snapshot, uint32_t page_size, uint32_t auto_vacuum, uint64_t *applied,
+                       char *text);
 /* Connections get errors from now on; open write transactions are doomed. Checkpoints if it can within `deadline`. */
 void vfs_database_stop(struct vfs_database *database, uint64_t deadline);
 /* After stop, when no connection is left (xClose of the last one reports by vfs_host.detach). Releases the files. */
@@ -169,7 +172,8 @@ void vfs_epoch_changed(struct vfs_database *database);
 ** may change it until the node grants an epoch again; apply goes on (again) behind `*applied`, which may be lower than
 ** commit_index when a transaction in parts was under way. `cancelled` is asked while it waits (VFS_STOPPED).
 */
-int vfs_compensate(struct vfs_database *database, uint64_t commit_index, bool (*cancelled)(void *node), uint64_t *applied);
+int vfs_compensate(struct vfs_database *database, uint64_t commit_index, bool (*cancelled)(void *node),
+                   uint64_t *applied);
 /* The next committed entry (and locally durable), in order, on the apply thread. text as for all. */
 int vfs_apply(struct vfs_database *database, const struct vfs_log_entry *entry, char *text);
 /* On a thread of its own or the apply thread. VFS_BUSY: a reader or writer was in the way, try again later. */
@@ -182,7 +186,8 @@ int vfs_checkpoint(struct vfs_database *database, char *text);
 ** state (at most until `deadline`). Checkpoints do not go beyond it until it is closed. One thread at a time.
 */
 struct vfs_view;
-int vfs_view_open(struct vfs_database *database, uint64_t deadline, struct vfs_view **view, struct vfs_state_info *info, char *text);
+int vfs_view_open(struct vfs_database *database, uint64_t deadline, struct vfs_view **view, struct vfs_state_info *info,
+                  char *text);
 /* Pages from 1 on; the lock-byte page is zeros. SQLite error code. */
 int vfs_view_read(struct vfs_view *view, uint32_t page_number, void *page);
 void vfs_view_close(struct vfs_view *view);
@@ -195,9 +200,9 @@ int vfs_install(struct vfs_database *database, const struct vfs_source *source, 
 
 struct vfs_status {
   uint32_t page_size, pages;
-  uint32_t wal_frames;     /* frames in the WAL that are not in the database file */
-  uint64_t checksum;       /* of the committed state */
-  uint64_t index;          /* last change set in that state */
+  uint32_t wal_frames; /* frames in the WAL that are not in the database file */
+  uint64_t checksum;   /* of the committed state */
+  uint64_t index;      /* last change set in that state */
   uint64_t checkpointed;
   bool serves_reads;
   char blocked[VFS_TEXT_MAX]; /* who keeps apply or checkpoint from going on; "" nobody */

@@ -36,7 +36,8 @@ static int pin_newest(struct vfs_view *view) {
   return error;
 }
 
-int vfs_view_open(struct vfs_database *database, uint64_t deadline, struct vfs_view **out, struct vfs_state_info *info, char *text) {
+int vfs_view_open(struct vfs_database *database, uint64_t deadline, struct vfs_view **out, struct vfs_state_info *info,
+                  char *text) {
   int code = SQLITE_OK;
   *out = NULL;
   if (!atomic_load(&database->ready) || atomic_load(&database->wal_failed)) return VFS_BUSY;

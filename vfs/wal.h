@@ -132,7 +132,6 @@ void vfs_wal_set_backfilled(struct vfs_wal *wal, uint32_t frame);
 */
 int vfs_wal_restart(struct vfs_wal *wal, uint32_t random_salt);
 
-
 /* ---- A read view (snapshots) ---- */
 
 /*

@@ -35,7 +35,9 @@ static int acquire(void *context, uint64_t deadline, uint64_t *epoch) {
   return error;
 }
 
-static void release(void *context, uint64_t epoch) { (void)context, (void)epoch; }
+static void release(void *context, uint64_t epoch) {
+  (void)context, (void)epoch;
+}
 
 static void append(struct stand_in *node, const struct vfs_log_entry *entry) {
   assert(node->last + 1 < STAND_IN_ENTRIES_MAX);
@@ -51,7 +53,8 @@ static void append(struct stand_in *node, const struct vfs_log_entry *entry) {
   }
 }
 
-static int propose(void *context, uint64_t epoch, const struct vfs_change_set *set, uint64_t deadline, uint64_t *index) {
+static int propose(void *context, uint64_t epoch, const struct vfs_change_set *set, uint64_t deadline,
+                   uint64_t *index) {
   (void)deadline;
   struct stand_in *node = context;
   pthread_mutex_lock(&node->mutex);
@@ -116,8 +119,12 @@ static int read_log(void *context, uint64_t index, struct vfs_log_entry *entry, 
   return error;
 }
 
-static void release_log(void *context, struct vfs_log_entry *entry) { (void)context, (void)entry; }
-static void want_checkpoint(void *context) { (void)context; }
+static void release_log(void *context, struct vfs_log_entry *entry) {
+  (void)context, (void)entry;
+}
+static void want_checkpoint(void *context) {
+  (void)context;
+}
 
 static const struct vfs_node_methods methods = {
     .acquire = acquire,
@@ -144,7 +151,9 @@ static int attach(const char *filename, int flags, struct vfs_database **databas
   return SQLITE_CANTOPEN;
 }
 
-static void detach(struct vfs_database *database) { (void)database; }
+static void detach(struct vfs_database *database) {
+  (void)database;
+}
 
 void stand_in_setup(void) {
   static const struct vfs_host host = {attach, detach};
@@ -154,7 +163,8 @@ void stand_in_setup(void) {
 
 /* ---- Its life ---- */
 
-static void open_database(struct stand_in *node, uint32_t page_size, uint32_t auto_vacuum, uint32_t timeout_ms, struct vfs_found *found) {
+static void open_database(struct stand_in *node, uint32_t page_size, uint32_t auto_vacuum, uint32_t timeout_ms,
+                          struct vfs_found *found) {
   char folder[STAND_IN_PATH_MAX + 8], text[VFS_TEXT_MAX] = "";
   snprintf(folder, sizeof folder, "%s-balsa", node->path);
   mkdir(folder, 0755);
@@ -204,9 +214,13 @@ void stand_in_kill(struct stand_in *node) {
   node->database = NULL;
 }
 
-void stand_in_copy_next(struct stand_in *node, const struct stand_in *leader) { append(node, &leader->entries[node->last + 1]); }
+void stand_in_copy_next(struct stand_in *node, const struct stand_in *leader) {
+  append(node, &leader->entries[node->last + 1]);
+}
 
-void stand_in_restart(struct stand_in *node) { stand_in_restart_from(node, 1, NULL); }
+void stand_in_restart(struct stand_in *node) {
+  stand_in_restart_from(node, 1, NULL);
+}
 
 void stand_in_restart_from(struct stand_in *node, uint64_t log_first, const struct vfs_source *snapshot) {
   struct vfs_found found;

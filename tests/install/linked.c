@@ -39,8 +39,8 @@ int main(int argc, char **argv) {
   check(balsa_init() == SQLITE_OK, "balsa_init once more does nothing", NULL);
   int rc = sqlite3_open_v2(uri, &db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_URI, NULL);
   check(rc == SQLITE_OK, "open", db);
-  check(sqlite3_exec(db, "CREATE TABLE t(x); INSERT INTO t VALUES(1),(2),(3)", NULL, NULL, NULL) == SQLITE_OK,
-        "write", db);
+  check(sqlite3_exec(db, "CREATE TABLE t(x); INSERT INTO t VALUES(1),(2),(3)", NULL, NULL, NULL) == SQLITE_OK, "write",
+        db);
   check(number(db, "SELECT count(*) FROM t") == 3, "read", db);
   check(number(db, "SELECT count(*) FROM balsa_status WHERE role = 'leader' AND state = 'ready'") == 1,
         "a cluster of one leads at once", db);

@@ -24,7 +24,7 @@
 #define SIM_US UINT64_C(1000)
 /* A run that needs more goes in circles. Reordering makes a leader send its window again: seed 2494 needs 4.5 million. */
 #define SIM_EVENTS_MAX 16000000
-#define SIM_LOG_MAX 20000      /* entries; the workload stops there */
+#define SIM_LOG_MAX 20000 /* entries; the workload stops there */
 
 /* ---- Counters: all of the first list must be hit in a long run ---- */
 

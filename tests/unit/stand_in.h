@@ -17,8 +17,8 @@ struct stand_in {
   uint64_t last, commit_index;
   uint64_t epoch;
   bool leads, other_leads;
-  bool holds; /* proposals stay uncommitted */
-  bool refuses; /* proposals are refused, as if the epoch had just ended */
+  bool holds;             /* proposals stay uncommitted */
+  bool refuses;           /* proposals are refused, as if the epoch had just ended */
   uint32_t refuses_after; /* sets `refuses` after so many more proposals; 0: never */
   uint32_t asked;
   uint64_t waited_ns;

@@ -141,8 +141,8 @@ static void another_listen_than_in_peers_must_be_meant(void **state) {
   checked(PAIRS("node", "2", "peers", "1@a:1,2@b:2", "listen", "127.0.0.1:9"), true, false);
   assert_non_null(strstr(text, "listen=127.0.0.1:9 differs"));
   assert_non_null(strstr(text, "advertise=b:2"));
-  struct options options =
-      checked(PAIRS("node", "2", "peers", "1@a:1,2@b:2", "listen", "127.0.0.1:9", "advertise", "b:2"), true, true);
+  struct options options = checked(
+      PAIRS("node", "2", "peers", "1@a:1,2@b:2", "listen", "127.0.0.1:9", "advertise", "b:2"), true, true);
   assert_string_equal(options.listen, "127.0.0.1:9");
 }
 

@@ -26,7 +26,8 @@ static int run(sqlite3 *db, const char *sql) {
 
 static void must(sqlite3 *db, const char *sql) {
   int code = run(db, sql);
-  if (code != SQLITE_OK) fail_msg("%s: %d %s (%s)", sql, code, sqlite3_errmsg(db), vfs_connection_error(vfs_connection_find(db, NULL)));
+  if (code != SQLITE_OK)
+    fail_msg("%s: %d %s (%s)", sql, code, sqlite3_errmsg(db), vfs_connection_error(vfs_connection_find(db, NULL)));
 }
 
 /* The first column of the first row, or minus the error code. */
@@ -169,7 +170,8 @@ static void a_lost_statement_and_a_lost_commit_are_told_apart_and_leave_nothing(
 /* Rows that the cursor still shows of the lost transaction. Its end may be an error or not. */
 static int64_t doomed_rows(sqlite3_stmt *cursor) {
   int64_t doomed = 0;
-  while (sqlite3_step(cursor) == SQLITE_ROW) doomed += strcmp((const char *)sqlite3_column_text(cursor, 0), "doomed") == 0;
+  while (sqlite3_step(cursor) == SQLITE_ROW)
+    doomed += strcmp((const char *)sqlite3_column_text(cursor, 0), "doomed") == 0;
   sqlite3_finalize(cursor);
   return doomed;
 }
@@ -330,7 +332,8 @@ static void a_doomed_transaction_ends_at_its_next_read(void **state) {
   struct stand_in node;
   stand_in_open(&node, 1024, 0, LONG_MS);
   sqlite3 *db = stand_in_connect(&node);
-  must(db, "PRAGMA cache_size=5; CREATE TABLE t(a, b); WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 500) "
+  must(db, "PRAGMA cache_size=5; CREATE TABLE t(a, b); WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n "
+           "WHERE i < 500) "
            "INSERT INTO t SELECT i, hex(randomblob(50)) FROM n");
   must(db, "BEGIN; UPDATE t SET b = 1 WHERE a = 1");
   stand_in_end_epoch(&node);
@@ -489,7 +492,10 @@ static void what_is_attached_by_a_plain_name_is_an_ordinary_file(void **state) {
   sqlite3 *db = stand_in_connect(&node);
   must(db, "CREATE TABLE t(a); INSERT INTO t VALUES (1), (2)");
   snprintf(plain, sizeof plain, "%s-plain.db", node.path);
-  snprintf(sql, sizeof sql, "ATTACH '%s' AS p; CREATE TABLE p.u AS SELECT * FROM main.t; PRAGMA p.journal_mode=WAL; INSERT INTO p.u VALUES (3)", plain);
+  snprintf(sql, sizeof sql,
+           "ATTACH '%s' AS p; CREATE TABLE p.u AS SELECT * FROM main.t; PRAGMA p.journal_mode=WAL; INSERT INTO p.u "
+           "VALUES (3)",
+           plain);
   must(db, sql);
   assert_int_equal(ask(db, "SELECT sum(a) FROM p.u"), 6);
   must(db, "DETACH p"); /* checkpoints, and deletes its WAL */
@@ -551,32 +557,19 @@ static void random_write(sqlite3 *db, unsigned *seed) {
   unsigned r = (unsigned)rand_r(seed);
   unsigned k = (unsigned)rand_r(seed) % 400;
   switch (r % 12) {
-    case 0:
-      snprintf(sql, sizeof sql, "DELETE FROM t WHERE a %% 7 = %u", k % 7);
-      break;
-    case 1:
-      snprintf(sql, sizeof sql, "UPDATE t SET b = randomblob(%u) WHERE a < %u", k, k);
-      break;
-    case 2:
-      snprintf(sql, sizeof sql, "VACUUM");
-      break;
-    case 3:
-      snprintf(sql, sizeof sql, "BEGIN; INSERT INTO t(b) VALUES (randomblob(%u)); SAVEPOINT s; DELETE FROM t; ROLLBACK TO s; COMMIT", k * 10);
-      break;
-    case 4:
-      snprintf(sql, sizeof sql, "BEGIN; DELETE FROM t WHERE a < %u; ROLLBACK", k);
-      break;
-    case 5:
-      snprintf(sql, sizeof sql, "PRAGMA incremental_vacuum(%u)", k % 9);
-      break;
-    case 6:
-      snprintf(sql, sizeof sql, "CREATE TABLE IF NOT EXISTS u%u AS SELECT * FROM t LIMIT 20", k % 5);
-      break;
-    case 7:
-      snprintf(sql, sizeof sql, "DROP TABLE IF EXISTS u%u", k % 5);
-      break;
-    default:
-      snprintf(sql, sizeof sql, "INSERT INTO t(b) VALUES (randomblob(%u)), (hex(randomblob(%u)))", k * 5, k);
+  case 0: snprintf(sql, sizeof sql, "DELETE FROM t WHERE a %% 7 = %u", k % 7); break;
+  case 1: snprintf(sql, sizeof sql, "UPDATE t SET b = randomblob(%u) WHERE a < %u", k, k); break;
+  case 2: snprintf(sql, sizeof sql, "VACUUM"); break;
+  case 3:
+    snprintf(sql, sizeof sql,
+             "BEGIN; INSERT INTO t(b) VALUES (randomblob(%u)); SAVEPOINT s; DELETE FROM t; ROLLBACK TO s; COMMIT",
+             k * 10);
+    break;
+  case 4: snprintf(sql, sizeof sql, "BEGIN; DELETE FROM t WHERE a < %u; ROLLBACK", k); break;
+  case 5: snprintf(sql, sizeof sql, "PRAGMA incremental_vacuum(%u)", k % 9); break;
+  case 6: snprintf(sql, sizeof sql, "CREATE TABLE IF NOT EXISTS u%u AS SELECT * FROM t LIMIT 20", k % 5); break;
+  case 7: snprintf(sql, sizeof sql, "DROP TABLE IF EXISTS u%u", k % 5); break;
+  default: snprintf(sql, sizeof sql, "INSERT INTO t(b) VALUES (randomblob(%u)), (hex(randomblob(%u)))", k * 5, k);
   }
   must(db, sql);
 }
@@ -631,12 +624,14 @@ static void the_wal_index_stays_small_when_sqlite_restarts_a_large_wal(void **st
   stand_in_open(&node, 512, 0, LONG_MS);
   sqlite3 *db = stand_in_connect(&node);
   sqlite3 *reader = stand_in_connect(&node);
-  const char *fill = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 12000) INSERT INTO t SELECT randomblob(450) FROM n";
+  const char *fill = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 12000) INSERT INTO t "
+                     "SELECT randomblob(450) FROM n";
   must(db, "PRAGMA cache_size=10; CREATE TABLE t(a)");
   must(db, fill);
   must(reader, "BEGIN");
   ask(reader, "SELECT count(*) FROM t");
-  assert_int_equal(vfs_checkpoint(node.database, text), VFS_BUSY); /* all is in the file, but the reader keeps the WAL */
+  assert_int_equal(vfs_checkpoint(node.database, text),
+                   VFS_BUSY); /* all is in the file, but the reader keeps the WAL */
   must(reader, "COMMIT");
   must(db, fill); /* starts the WAL again by itself */
   snprintf(path, sizeof path, "%s-shm", node.path);

@@ -38,12 +38,9 @@ static int run(sqlite3 *db, const char *sql) {
 
 static enum answer answer_of(int code) {
   switch (code) {
-    case SQLITE_OK:
-      return ANSWER_OK;
-    case VFS_SQLITE_UNKNOWN:
-      return ANSWER_UNKNOWN;
-    default:
-      return ANSWER_LOST; /* lost, or never begun */
+  case SQLITE_OK: return ANSWER_OK;
+  case VFS_SQLITE_UNKNOWN: return ANSWER_UNKNOWN;
+  default: return ANSWER_LOST; /* lost, or never begun */
   }
 }
 
@@ -142,14 +139,17 @@ static void check_answers(struct shared *shared) {
   for (int id = 0; id < IDS_MAX; id++) {
     int answer = atomic_load(&shared->answers[id]);
     n[answer]++;
-    if (answer == ANSWER_OK) assert_int_equal(count[id], 1);
-    else if (answer == ANSWER_UNKNOWN) assert_true(count[id] <= 1);
-    else assert_int_equal(count[id], 0);
+    if (answer == ANSWER_OK)
+      assert_int_equal(count[id], 1);
+    else if (answer == ANSWER_UNKNOWN)
+      assert_true(count[id] <= 1);
+    else
+      assert_int_equal(count[id], 0);
   }
   assert_true(n[ANSWER_OK] > 0);
   assert_true(n[ANSWER_LOST] > 0);
-  print_message("%d acknowledged, %d lost, %d unknown; %d whole reads\n", n[ANSWER_OK], n[ANSWER_LOST], n[ANSWER_UNKNOWN],
-                atomic_load(&shared->reads));
+  print_message("%d acknowledged, %d lost, %d unknown; %d whole reads\n", n[ANSWER_OK], n[ANSWER_LOST],
+                n[ANSWER_UNKNOWN], atomic_load(&shared->reads));
   free(count);
   sqlite3_close(db);
 }

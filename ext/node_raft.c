@@ -361,6 +361,7 @@ static bool describe_entries(struct node *node, struct raft_message *message, co
   message->entries = NULL;
   message->payloads = NULL;
   if (message->n_entries == 0) return true;
+  assert(entries); /* the transport's word: raft/io/transport.h */
   if (!reserve_receive(node, message->n_entries)) return false;
   for (uint32_t i = 0; i < message->n_entries; i++) {
     if (entries[i].index != message->index + 1 + i) return false;

@@ -380,6 +380,7 @@ static int redo_file(struct redo *redo, bool verify) {
   return error ? error : rebuild_changed(redo);
 }
 
+/* NOLINTNEXTLINE(readability-non-const-parameter): written through redo.text */
 int vfs_redo(struct vfs_database *database, const struct vfs_redo_options *options, uint64_t *applied, char *text) {
   struct redo redo = {
       .database = database,

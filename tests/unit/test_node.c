@@ -790,8 +790,9 @@ static void a_full_disk_delays_commits_until_there_is_room(void **state) {
   snprintf(sql, sizeof sql, "SELECT balsa_outcome('%s')", token);
   assert_string_equal(ask(second, sql), "pending");
   set_disk(NULL, 0, 0);
-  uint64_t index = 0;
-  assert_int_equal(sscanf(token, "%*u.%" SCNu64, &index), 1);
+  const char *dot = strchr(token, '.');
+  assert_non_null(dot);
+  uint64_t index = strtoull(dot + 1, NULL, 10);
   char wait[64];
   snprintf(wait, sizeof wait, "SELECT balsa_wait(%" PRIu64 ", %d)", index, TIMEOUT_MS);
   run(second, wait);

@@ -463,8 +463,8 @@ static void all_that_sqlite_does_to_pages_is_equal_on_a_follower_and_after_redo(
   (void)state;
   static const char *const steps[] = {
       "CREATE TABLE t(id INTEGER PRIMARY KEY, a, b); CREATE INDEX ta ON t(a)",
-      "INSERT INTO t(a, b) SELECT random(), randomblob(abs(random()) % 9000) FROM (WITH RECURSIVE n(i) AS (SELECT 1 "
-      "UNION ALL SELECT i + 1 FROM n WHERE i < 200) SELECT i FROM n)",
+      ("INSERT INTO t(a, b) SELECT random(), randomblob(abs(random()) % 9000) FROM (WITH RECURSIVE n(i) AS (SELECT 1 "
+       "UNION ALL SELECT i + 1 FROM n WHERE i < 200) SELECT i FROM n)"),
       "PRAGMA user_version = 9; PRAGMA application_id = 77; PRAGMA cache_size = 8; PRAGMA cache_spill = 4",
       "BEGIN; UPDATE t SET b = randomblob(3000); SAVEPOINT s; DELETE FROM t; ROLLBACK TO s; UPDATE t SET a = a + 1; "
       "SAVEPOINT s2; UPDATE t SET b = zeroblob(5000); RELEASE s2; ROLLBACK TO s; INSERT INTO t(a) VALUES (1); COMMIT",

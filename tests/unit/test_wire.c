@@ -106,7 +106,7 @@ static struct raft_message random_chunk(uint64_t *random, struct raft_entry *ent
   message.size_bytes = draw(random);
   message.chunk_bytes = draw(random) % 5 ? (uint32_t)(draw(random) % 3000) : 0;
   *entry = (struct raft_entry){.payload = message.chunk_bytes ? raft_payload_new(message.chunk_bytes) : NULL};
-  for (uint32_t i = 0; i < message.chunk_bytes; i++) entry->payload->bytes[i] = (uint8_t)draw(random);
+  for (uint32_t i = 0; entry->payload && i < message.chunk_bytes; i++) entry->payload->bytes[i] = (uint8_t)draw(random);
   return message;
 }
 
@@ -155,14 +155,15 @@ static void chunks_of_a_snapshot_come_back_as_they_were(void **state) {
   uint64_t random = 5;
   (void)state;
   for (int round = 0; round < 500; round++) {
-    struct raft_entry entry, *decoded;
-    struct raft_entry_meta *metas;
+    struct raft_entry entry = {0}, *decoded = NULL;
+    struct raft_entry_meta *metas = NULL;
     uint32_t length;
     struct raft_message message = random_chunk(&random, &entry), back;
     uint8_t *frame = encode(&message, &entry, &length);
     assert_int_equal(decode(frame, length, &back, &decoded, &metas), RAFT_OK);
-    check_same(&message, &back, NULL, NULL, NULL);
-    if (message.chunk_bytes) assert_memory_equal(decoded[0].payload->bytes, entry.payload->bytes, message.chunk_bytes);
+    check_same(&message, &back, &entry, decoded, metas);
+    if (message.chunk_bytes && decoded)
+      assert_memory_equal(decoded[0].payload->bytes, entry.payload->bytes, message.chunk_bytes);
     uint32_t at = (uint32_t)(draw(&random) % length);
     unref_all(decoded, wire_payloads(&back));
     free(decoded);

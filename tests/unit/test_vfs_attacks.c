@@ -461,6 +461,7 @@ static void backups_go_into_and_out_of_a_replicated_database(void **state) {
 
 static void all_that_sqlite_does_to_pages_is_equal_on_a_follower_and_after_redo(void **state) {
   (void)state;
+  /* NOLINTBEGIN(bugprone-suspicious-missing-comma): long statements */
   static const char *const steps[] = {
       "CREATE TABLE t(id INTEGER PRIMARY KEY, a, b); CREATE INDEX ta ON t(a)",
       ("INSERT INTO t(a, b) SELECT random(), randomblob(abs(random()) % 9000) FROM (WITH RECURSIVE n(i) AS (SELECT 1 "
@@ -489,6 +490,7 @@ static void all_that_sqlite_does_to_pages_is_equal_on_a_follower_and_after_redo(
       "PRAGMA foreign_keys = ON; CREATE TABLE p(i PRIMARY KEY) WITHOUT ROWID; INSERT INTO p SELECT hex(b) || id FROM t",
       "DROP TABLE p; DROP TABLE r; DELETE FROM t; VACUUM",
   };
+  /* NOLINTEND(bugprone-suspicious-missing-comma) */
   struct stand_in node, follower;
   struct vfs_status before, after;
   char text[VFS_TEXT_MAX];

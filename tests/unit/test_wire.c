@@ -119,7 +119,7 @@ static void check_same(const struct raft_message *a, const struct raft_message *
   assert_memory_equal(&a->term, &b->term, 10 * sizeof(uint64_t)); /* … size_bytes */
   assert_int_equal(a->chunk_bytes, b->chunk_bytes);
   assert_int_equal(a->n_entries, b->n_entries);
-  for (uint32_t i = 0; i < a->n_entries; i++) {
+  for (uint32_t i = 0; x && y && metas && i < a->n_entries; i++) {
     uint8_t one[RAFT_ENTRY_HEADER_SIZE], two[RAFT_ENTRY_HEADER_SIZE];
     raft_entry_encode_header(&x[i], one);
     raft_entry_encode_header(&y[i], two);
@@ -158,7 +158,7 @@ static void chunks_of_a_snapshot_come_back_as_they_were(void **state) {
     struct raft_entry entry = {0}, *decoded = NULL;
     struct raft_entry_meta *metas = NULL;
     uint32_t length;
-    struct raft_message message = random_chunk(&random, &entry), back;
+    struct raft_message message = random_chunk(&random, &entry), back = {0};
     uint8_t *frame = encode(&message, &entry, &length);
     assert_int_equal(decode(frame, length, &back, &decoded, &metas), RAFT_OK);
     check_same(&message, &back, &entry, decoded, metas);
@@ -182,7 +182,7 @@ static void a_chunk_that_is_too_long_or_not_what_its_message_says_is_refused(voi
   uint32_t head_size, length;
   struct raft_entry entry, *decoded;
   struct raft_entry_meta *metas;
-  struct raft_message message = random_chunk(&random, &entry), back;
+  struct raft_message message = random_chunk(&random, &entry), back = {0};
   (void)state;
   raft_payload_unref(entry.payload);
   entry.payload = raft_payload_new(RAFT_SNAPSHOT_CHUNK_MAX + 1);

@@ -165,7 +165,9 @@ int vfs_database_set_page_size(struct vfs_database *database, uint32_t page_size
   database->decoder = vfs_decoder_new(page_size);
   database->before = malloc(page_size);
   database->after = malloc(page_size);
+  pthread_mutex_lock(&database->mutex); /* vfs_get_status may come at any time */
   database->page_size = page_size;
+  pthread_mutex_unlock(&database->mutex);
   bool ok = database->encoder && database->decoder && database->before && database->after;
   return ok ? VFS_OK : VFS_NO_MEMORY;
 }

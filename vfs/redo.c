@@ -260,7 +260,10 @@ static int copy_aside(struct redo *redo, char *name, size_t name_size) {
 
 /* ---- The file again from nothing, or from a snapshot ---- */
 
-/* The marks say so first, so that a crash in the middle does it over. */
+/*
+** The marks say so first, so that a crash in the middle does it over. With a new nonce: a -shm that is left from before must not
+** vouch for a file of which power loss may have dropped what no entry writes again, page 1 among it.
+*/
 static int mark_rebuild(struct redo *redo) {
   struct vfs_database *database = redo->database;
   struct vfs_marks marks = database->marks;
@@ -269,6 +272,7 @@ static int mark_rebuild(struct redo *redo) {
   marks.page_size = database->page_size;
   marks.pages = 1;
   marks.stopped_in_order = false;
+  os_random(database->os, &marks.nonce, sizeof marks.nonce);
   return vfs_write_marks(database, &marks);
 }
 

@@ -109,7 +109,7 @@ static int read_log(void *context, uint64_t index, struct vfs_log_entry *entry, 
   struct stand_in *node = context;
   int error = VFS_OK;
   pthread_mutex_lock(&node->mutex);
-  if (index == 0 || index > node->last) {
+  if (index == 0 || index > node->last || index == node->unreadable) {
     snprintf(text, VFS_TEXT_MAX, "no entry %llu", (unsigned long long)index);
     error = VFS_DAMAGED;
   } else {
@@ -220,6 +220,16 @@ void stand_in_copy_next(struct stand_in *node, const struct stand_in *leader) {
 
 void stand_in_restart(struct stand_in *node) {
   stand_in_restart_from(node, 1, NULL);
+}
+
+int stand_in_fail_restart(struct stand_in *node) {
+  struct vfs_found found;
+  char text[VFS_TEXT_MAX] = "";
+  uint64_t applied = 0;
+  open_database(node, 0, 0, 20000, &found);
+  int error = vfs_database_start(node->database, node->commit_index, 1, NULL, 0, 0, &applied, text);
+  stand_in_kill(node);
+  return error;
 }
 
 void stand_in_restart_from(struct stand_in *node, uint64_t log_first, const struct vfs_source *snapshot) {

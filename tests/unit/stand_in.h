@@ -20,6 +20,7 @@ struct stand_in {
   bool holds;             /* proposals stay uncommitted */
   bool refuses;           /* proposals are refused, as if the epoch had just ended */
   uint32_t refuses_after; /* sets `refuses` after so many more proposals; 0: never */
+  uint64_t unreadable;    /* this entry cannot be read from the log; 0 none */
   uint32_t asked;
   uint64_t waited_ns;
   uint32_t waits_for_commit; /* threads inside wait() */
@@ -37,6 +38,8 @@ void stand_in_kill(struct stand_in *node);
 void stand_in_restart(struct stand_in *node);
 /* The same with a log that begins at log_first, and a snapshot. */
 void stand_in_restart_from(struct stand_in *node, uint64_t log_first, const struct vfs_source *snapshot);
+/* Opens again, which is to fail, and is killed there. Returns the error. */
+int stand_in_fail_restart(struct stand_in *node);
 /* Appends the leader's next entry to its log. */
 void stand_in_copy_next(struct stand_in *node, const struct stand_in *leader);
 /* Removes everything. */

@@ -839,6 +839,31 @@ static void a_file_is_made_from_a_snapshot_where_the_log_does_not_reach_back(voi
   stand_in_close(&follower);
 }
 
+static void a_file_that_power_loss_left_half_rebuilt_is_not_taken_for_ours(void **state) {
+  (void)state;
+  struct stand_in node;
+  const uint8_t zeros[4096] = {0};
+  stand_in_open(&node, 4096, 0, LONG_MS);
+  sqlite3 *db = stand_in_connect(&node);
+  must(db, "CREATE TABLE t(a); INSERT INTO t VALUES (1); INSERT INTO t VALUES (2); INSERT INTO t VALUES (3)");
+  sqlite3_close(db);
+  stand_in_kill(&node);
+  assert_int_equal(truncate(node.path, 0), 0); /* lost */
+  node.unreadable = node.last - 1;
+  assert_int_not_equal(stand_in_fail_restart(&node), VFS_OK); /* in the middle of making it again */
+  node.unreadable = 0;
+  FILE *file = fopen(node.path, "r+b"); /* page 1 was not synced */
+  assert_non_null(file);
+  assert_int_equal(fwrite(zeros, sizeof zeros, 1, file), 1);
+  fclose(file);
+  stand_in_restart(&node);
+  db = stand_in_connect(&node);
+  assert_int_equal(ask(db, "SELECT sum(a) FROM t"), 6);
+  assert_int_equal(ask_text_ok(db, "PRAGMA integrity_check"), 1);
+  sqlite3_close(db);
+  stand_in_close(&node);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(a_commit_is_read_by_others_and_by_a_follower),
@@ -868,6 +893,7 @@ int main(void) {
       cmocka_unit_test(a_view_keeps_its_state_while_writers_and_checkpoints_go_on),
       cmocka_unit_test(an_install_that_fails_changes_nothing_and_one_over_other_content_leaves_the_same),
       cmocka_unit_test(a_file_is_made_from_a_snapshot_where_the_log_does_not_reach_back),
+      cmocka_unit_test(a_file_that_power_loss_left_half_rebuilt_is_not_taken_for_ours),
   };
   stand_in_setup();
   return cmocka_run_group_tests_name("vfs", tests, NULL, NULL);

@@ -211,7 +211,6 @@ static void begin_epoch(struct node *node) {
   node->applied_index = node->commit_index;
   node->blocked[0] = 0;
   vfs_committed(node->database, node->commit_index);
-  vfs_epoch_changed(node->database);
   pthread_cond_broadcast(&node->epoch_condition);
   node_decide(node);
 }

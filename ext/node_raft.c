@@ -86,7 +86,6 @@ static void change_role(struct node *node, const struct raft_work *work) {
   node->role = work->role;
   node->term = work->term;
   node->leader = work->leader;
-  vfs_epoch_changed(node->database);
   pthread_cond_broadcast(&node->epoch_condition);
 }
 

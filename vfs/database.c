@@ -503,10 +503,6 @@ void *vfs_database_node(struct vfs_database *database) {
   return database->node;
 }
 
-void vfs_epoch_changed(struct vfs_database *database) {
-  pthread_cond_broadcast(&database->changed);
-}
-
 void vfs_get_status(struct vfs_database *database, struct vfs_status *status) {
   memset(status, 0, sizeof *status);
   bool ready = atomic_load(&database->ready);

@@ -163,8 +163,6 @@ void vfs_database_close(struct vfs_database *database);
 void vfs_committed(struct vfs_database *database, uint64_t index);
 /* [any] The right to write is over: wakes who waits for the ticket, dooms open write transactions. */
 void vfs_epoch_lost(struct vfs_database *database);
-/* [any] The right to write may have come or gone elsewhere: who waits for it asks again. */
-void vfs_epoch_changed(struct vfs_database *database);
 /*
 ** After vfs_epoch_lost, on the apply thread: waits until no write transaction is open, then takes back what is
 ** not committed through `commit_index`, which is what was committed at the moment when the epoch ended (own entries beyond

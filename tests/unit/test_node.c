@@ -1,116 +1,17 @@
 /* A node from open to stop: alone, with an existing database, after crashes at its beginning, and three of them. */
 #include <errno.h>
 #include <inttypes.h>
-#include <netinet/in.h>
 #include <pthread.h>
-#include <setjmp.h>
-#include <stdarg.h>
 #include <stdatomic.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <cmocka.h>
-
-#include "ext/balsa.h"
 #include "ext/slot_file.h"
+#include "node_test.h"
 #include "raft/io/hard_state.h"
-#include "vfs/vfs.h"
-
-#define TIMEOUT_MS 20000 /* far longer than anything here takes */
-
-static char folder[128];
-
-static int make_folder(void **state) {
-  (void)state;
-  snprintf(folder, sizeof folder, "%s/balsa-node-XXXXXX", getenv("TMPDIR") ? getenv("TMPDIR") : "/tmp");
-  return mkdtemp(folder) ? 0 : -1;
-}
-
-static int remove_folder(void **state) {
-  char command[256];
-  (void)state;
-  snprintf(command, sizeof command, "rm -rf '%s'", folder);
-  return system(command);
-}
-
-static const char *path_of(const char *name) {
-  static char path[2][256];
-  static int next;
-  char *at = path[next++ % 2];
-  snprintf(at, sizeof path[0], "%s/%s", folder, name);
-  return at;
-}
-
-/* ---- SQL ---- */
-
-static int open_code(const char *name, const char *options, sqlite3 **db) {
-  char uri[2048];
-  snprintf(uri, sizeof uri, "file:%s/%s?vfs=balsa%s", folder, name, options);
-  return sqlite3_open_v2(uri, db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_URI, NULL);
-}
-
-static sqlite3 *open_node(const char *name, const char *options) {
-  sqlite3 *db = NULL;
-  int code = open_code(name, options, &db);
-  if (code != SQLITE_OK) fail_msg("%s%s: %d %s", name, options, code, vfs_open_error());
-  return db;
-}
-
-static void assert_refused(const char *name, const char *options, const char *words) {
-  sqlite3 *db = NULL;
-  int code = open_code(name, options, &db);
-  sqlite3_close(db);
-  if (code == SQLITE_OK) fail_msg("%s%s was opened", name, options);
-  if (!strstr(vfs_open_error(), words)) fail_msg("%s%s: \"%s\" lacks \"%s\"", name, options, vfs_open_error(), words);
-}
-
-static int run_code(sqlite3 *db, const char *sql) {
-  sqlite3_exec(db, sql, NULL, NULL, NULL);
-  return sqlite3_extended_errcode(db);
-}
-
-static void run(sqlite3 *db, const char *sql) {
-  if (run_code(db, sql) != SQLITE_OK) fail_msg("%s: %d %s", sql, sqlite3_extended_errcode(db), sqlite3_errmsg(db));
-}
-
-static int take_text(void *out, int n, char **values, char **names) {
-  (void)n, (void)names;
-  snprintf(out, 1024, "%s", values[0] ? values[0] : "NULL");
-  return 0;
-}
-
-/* The first column of the last row, or "". */
-static const char *ask(sqlite3 *db, const char *sql) {
-  static char text[4][1024];
-  static int next;
-  char *at = text[next++ % 4];
-  at[0] = 0;
-  if (sqlite3_exec(db, sql, take_text, at, NULL) != SQLITE_OK)
-    fail_msg("%s: %d %s", sql, sqlite3_extended_errcode(db), sqlite3_errmsg(db));
-  return at;
-}
-
-static void assert_fails(sqlite3 *db, const char *sql, const char *words) {
-  if (run_code(db, sql) == SQLITE_OK) fail_msg("%s: succeeded", sql);
-  if (!strstr(sqlite3_errmsg(db), words)) fail_msg("%s: \"%s\" lacks \"%s\"", sql, sqlite3_errmsg(db), words);
-}
-
-/* Stops the node and closes its last connection. */
-static void stop(sqlite3 *db) {
-  assert_int_equal(balsa_stop(db, NULL), SQLITE_OK);
-  assert_int_equal(sqlite3_close(db), SQLITE_OK);
-}
-
-static sqlite3 *open_plain(const char *name) {
-  sqlite3 *db = NULL;
-  assert_int_equal(sqlite3_open(path_of(name), &db), SQLITE_OK);
-  return db;
-}
 
 /* ---- Alone ---- */
 
@@ -428,74 +329,6 @@ static void a_forked_child_is_refused(void **state) {
 }
 
 /* ---- Three ---- */
-
-static void free_ports(int *ports, int n) {
-  int sockets[8];
-  for (int i = 0; i < n; i++) {
-    struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-    socklen_t size = sizeof address;
-    sockets[i] = socket(AF_INET, SOCK_STREAM, 0);
-    assert_int_equal(bind(sockets[i], (struct sockaddr *)&address, sizeof address), 0);
-    assert_int_equal(getsockname(sockets[i], (struct sockaddr *)&address, &size), 0);
-    ports[i] = ntohs(address.sin_port);
-  }
-  for (int i = 0; i < n; i++) close(sockets[i]);
-}
-
-struct cluster {
-  int ports[3];
-  sqlite3 *db[3];
-};
-
-static int open_member_code(const struct cluster *cluster, int i, sqlite3 **db) {
-  char name[32], options[512];
-  snprintf(name, sizeof name, "node%d.db", i + 1);
-  snprintf(options, sizeof options,
-           "&node=%d&heartbeat=20&election=300&commit_timeout=%d&peers=1@127.0.0.1:%d,2@127.0.0.1:%d,3@127.0.0.1:%d",
-           i + 1, TIMEOUT_MS, cluster->ports[0], cluster->ports[1], cluster->ports[2]);
-  return open_code(name, options, db);
-}
-
-static void open_member(struct cluster *cluster, int i) {
-  int code = open_member_code(cluster, i, &cluster->db[i]);
-  if (code != SQLITE_OK) fail_msg("node %d: %d %s", i + 1, code, vfs_open_error());
-}
-
-static void open_cluster(struct cluster *cluster) {
-  free_ports(cluster->ports, 3);
-  for (int i = 0; i < 3; i++) open_member(cluster, i);
-}
-
-/* Runs a statement on whichever of the nodes leads; returns which. */
-static int run_on_leader(struct cluster *cluster, const char *sql) {
-  for (int i = 0;; i = (i + 1) % 3) {
-    if (!cluster->db[i]) continue;
-    int code = run_code(cluster->db[i], sql);
-    if (code == SQLITE_OK) return i;
-    bool is_forming = code == SQLITE_ERROR && strstr(sqlite3_errmsg(cluster->db[i]), "no such table");
-    if (code != SQLITE_READONLY && code != SQLITE_BUSY_SNAPSHOT && code != SQLITE_BUSY && !is_forming)
-      fail_msg("node %d: %s: %d %s (%s)", i + 1, sql, code, sqlite3_errmsg(cluster->db[i]),
-               ask(cluster->db[i], "SELECT state || ' ' || coalesce(balsa_error(), '') FROM balsa_status"));
-  }
-}
-
-/* All nodes have applied what the leader has committed, and are equal. */
-static void assert_equal_nodes(struct cluster *cluster, int leader) {
-  char sql[128], checksum[32];
-  snprintf(sql, sizeof sql, "SELECT balsa_wait(%s, %d)",
-           ask(cluster->db[leader], "SELECT commit_index FROM balsa_status"), TIMEOUT_MS);
-  snprintf(checksum, sizeof checksum, "%s", ask(cluster->db[leader], "SELECT checksum FROM balsa_status"));
-  for (int i = 0; i < 3; i++) {
-    if (!cluster->db[i]) continue;
-    run(cluster->db[i], sql);
-    assert_string_equal(ask(cluster->db[i], "SELECT checksum FROM balsa_status"), checksum);
-  }
-}
-
-static void stop_cluster(struct cluster *cluster) {
-  for (int i = 0; i < 3; i++)
-    if (cluster->db[i]) stop(cluster->db[i]);
-}
 
 static void three_nodes_form_a_cluster_and_show_the_same(void **state) {
   struct cluster cluster = {0};
@@ -919,8 +752,6 @@ static void a_second_node_at_the_same_address_is_refused(void **state) {
   assert_refused("two.db", options, words);
   stop(db);
 }
-
-#define TEST(function) cmocka_unit_test_setup_teardown(function, make_folder, remove_folder)
 
 int main(void) {
   const struct CMUnitTest tests[] = {

@@ -1,109 +1,30 @@
 /* Snapshots of a node of its own: taken under load, what they hold, what the log forgets, and starting from them. */
 #include <dirent.h>
-#include <errno.h>
-#include <fcntl.h>
-#include <inttypes.h>
 #include <pthread.h>
-#include <setjmp.h>
-#include <stdarg.h>
 #include <stdatomic.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include <cmocka.h>
 #include <lz4frame.h>
 
-#include "ext/balsa.h"
-#include "snapshot/snapshot.h"
-#include "vfs/vfs.h"
+#include "node_test.h"
 
 #define TRIES_MAX 20000 /* of something that takes a few */
 #define WRITERS 3
 #define ACCOUNTS 50
 
-static char folder[128];
-
-static int make_folder(void **state) {
-  (void)state;
-  snprintf(folder, sizeof folder, "%s/balsa-snapshots-XXXXXX", getenv("TMPDIR") ? getenv("TMPDIR") : "/tmp");
-  return mkdtemp(folder) ? 0 : -1;
-}
-
-static int remove_folder(void **state) {
-  char command[256];
-  (void)state;
-  snprintf(command, sizeof command, "rm -rf '%s'", folder);
-  return system(command);
-}
-
-static const char *path_of(const char *name) {
-  static char path[4][256];
-  static int next;
-  char *at = path[next++ % 4];
-  snprintf(at, sizeof path[0], "%s/%s", folder, name);
-  return at;
-}
-
 /* ---- SQL ---- */
 
-static int open_code(const char *options, sqlite3 **db) {
-  char uri[1024];
-  snprintf(uri, sizeof uri, "file:%s/app.db?vfs=balsa%s", folder, options);
-  return sqlite3_open_v2(uri, db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_URI, NULL);
-}
-
-static sqlite3 *open_node(const char *options) {
-  sqlite3 *db = NULL;
-  int code = open_code(options, &db);
-  if (code != SQLITE_OK) fail_msg("%s: %d %s", options, code, vfs_open_error());
-  sqlite3_busy_timeout(db, 20000);
+static sqlite3 *open_app(const char *options) {
+  sqlite3 *db = open_node("app.db", options);
+  sqlite3_busy_timeout(db, TIMEOUT_MS);
   return db;
-}
-
-static void assert_refused(const char *words) {
-  sqlite3 *db = NULL;
-  int code = open_code("", &db);
-  sqlite3_close(db);
-  assert_int_not_equal(code, SQLITE_OK);
-  if (!strstr(vfs_open_error(), words)) fail_msg("\"%s\" lacks \"%s\"", vfs_open_error(), words);
-}
-
-static void run(sqlite3 *db, const char *sql) {
-  if (sqlite3_exec(db, sql, NULL, NULL, NULL) != SQLITE_OK)
-    fail_msg("%s: %d %s", sql, sqlite3_extended_errcode(db), sqlite3_errmsg(db));
-}
-
-static int take_text(void *out, int n, char **values, char **names) {
-  (void)n, (void)names;
-  snprintf(out, 1024, "%s", values[0] ? values[0] : "NULL");
-  return 0;
-}
-
-static const char *ask(sqlite3 *db, const char *sql) {
-  static char text[4][1024];
-  static int next;
-  char *at = text[next++ % 4];
-  at[0] = 0;
-  if (sqlite3_exec(db, sql, take_text, at, NULL) != SQLITE_OK)
-    fail_msg("%s: %d %s", sql, sqlite3_extended_errcode(db), sqlite3_errmsg(db));
-  return at;
 }
 
 static uint64_t ask_number(sqlite3 *db, const char *sql) {
   return strtoull(ask(db, sql), NULL, 10);
-}
-
-static void assert_fails(sqlite3 *db, const char *sql, const char *words) {
-  assert_int_not_equal(sqlite3_exec(db, sql, NULL, NULL, NULL), SQLITE_OK);
-  if (!strstr(sqlite3_errmsg(db), words)) fail_msg("%s: \"%s\" lacks \"%s\"", sql, sqlite3_errmsg(db), words);
-}
-
-static void stop(sqlite3 *db) {
-  assert_int_equal(balsa_stop(db, NULL), SQLITE_OK);
-  assert_int_equal(sqlite3_close(db), SQLITE_OK);
 }
 
 static void fill(sqlite3 *db, int rows) {
@@ -181,20 +102,11 @@ static void close_decoded(sqlite3 *db) {
   assert_int_equal(unlink(path_of("decoded.db")), 0);
 }
 
-static void flip_byte(const char *path, long offset) {
-  int file = open(path, O_RDWR);
-  uint8_t byte;
-  assert_int_equal(pread(file, &byte, 1, offset), 1);
-  byte ^= 0x10;
-  assert_int_equal(pwrite(file, &byte, 1, offset), 1);
-  close(file);
-}
-
 /* ---- What it holds ---- */
 
 static void a_snapshot_is_the_database_at_its_index(void **state) {
   (void)state;
-  sqlite3 *db = open_node("");
+  sqlite3 *db = open_app("");
   fill(db, 3000);
   run(db, "DELETE FROM t WHERE a % 3 = 0");
   uint64_t index = ask_number(db, "SELECT balsa_snapshot()");
@@ -213,7 +125,7 @@ static void a_snapshot_is_the_database_at_its_index(void **state) {
 
 static void what_is_written_later_is_in_the_next_one_only(void **state) {
   (void)state;
-  sqlite3 *db = open_node("&page_size=512&auto_vacuum=full");
+  sqlite3 *db = open_app("&page_size=512&auto_vacuum=full");
   fill(db, 100);
   uint64_t first = ask_number(db, "SELECT balsa_snapshot()");
   assert_true(ask_number(db, "SELECT balsa_snapshot()") == first); /* nothing has changed: it is that one */
@@ -230,7 +142,7 @@ static void what_is_written_later_is_in_the_next_one_only(void **state) {
 
 static void who_would_wait_for_itself_and_what_is_empty_is_refused(void **state) {
   (void)state;
-  sqlite3 *db = open_node("");
+  sqlite3 *db = open_app("");
   assert_fails(db, "SELECT balsa_snapshot()", "not been written to");
   run(db, "CREATE TABLE t(a); BEGIN IMMEDIATE; INSERT INTO t VALUES(1)");
   assert_fails(db, "SELECT balsa_snapshot()", "write transaction open");
@@ -252,7 +164,7 @@ struct writer {
 /* Moves money: the sum stays. */
 static void *move(void *arg) {
   struct writer *writer = arg;
-  sqlite3 *db = open_node("");
+  sqlite3 *db = open_app("");
   char sql[512];
   while (!atomic_load(writer->end)) {
     int from = rand_r(&writer->seed) % ACCOUNTS, to = rand_r(&writer->seed) % ACCOUNTS;
@@ -301,7 +213,7 @@ static void snapshots_under_load_show_one_state_each(void **state) {
   atomic_bool end = false;
   uint64_t last = 0, moved = 0;
   (void)state;
-  sqlite3 *db = open_node("");
+  sqlite3 *db = open_app("");
   make_accounts(db);
   start_writers(writers, &end);
   for (int i = 0; i < 8; i++) {
@@ -341,7 +253,7 @@ static void write_until_compacted(sqlite3 *db) {
 }
 
 static void assert_starts_with(const char *options, const char *sum, uint64_t log_first) {
-  sqlite3 *db = open_node(options);
+  sqlite3 *db = open_app(options);
   run(db, "DELETE FROM t WHERE false"); /* waits until it leads */
   assert_string_equal(ask(db, "SELECT count(*) || ' ' || sum(a) FROM t"), sum);
   assert_string_equal(ask(db, "PRAGMA integrity_check"), "ok");
@@ -355,7 +267,7 @@ static void assert_starts_with(const char *options, const char *sum, uint64_t lo
 static void a_heavy_log_is_compacted_behind_a_snapshot(void **state) {
   char sum[64], token[128], sql[256];
   (void)state;
-  sqlite3 *db = open_node(TINY);
+  sqlite3 *db = open_app(TINY);
   fill(db, 1);
   snprintf(token, sizeof token, "%s", ask(db, "SELECT balsa_last_commit()"));
   for (int i = 0; i < 3; i++) write_until_compacted(db);
@@ -365,7 +277,7 @@ static void a_heavy_log_is_compacted_behind_a_snapshot(void **state) {
   snprintf(sum, sizeof sum, "%s", ask(db, "SELECT count(*) || ' ' || sum(a) FROM t"));
   stop(db);
   /* What is compacted is known all the same: members, and fates. */
-  db = open_node(TINY);
+  db = open_app(TINY);
   assert_string_equal(ask(db, "SELECT count(*) FROM balsa_members"), "1");
   snprintf(sql, sizeof sql, "SELECT balsa_outcome('%s')", token);
   assert_string_equal(ask(db, sql), "committed");
@@ -378,7 +290,7 @@ static void a_heavy_log_is_compacted_behind_a_snapshot(void **state) {
 static void a_lost_or_changed_database_is_made_from_the_snapshot_and_the_log(void **state) {
   char sum[64];
   (void)state;
-  sqlite3 *db = open_node(TINY);
+  sqlite3 *db = open_app(TINY);
   write_until_compacted(db);
   uint64_t first = ask_number(db, "SELECT log_first FROM balsa_status");
   snprintf(sum, sizeof sum, "%s", ask(db, "SELECT count(*) || ' ' || sum(a) FROM t"));
@@ -396,7 +308,7 @@ static void a_damaged_snapshot_is_done_without_if_the_log_suffices(void **state)
   struct stat status;
   (void)state;
   for (int where = 0; where < 2; where++) {
-    sqlite3 *db = open_node("");
+    sqlite3 *db = open_app("");
     fill(db, 500);
     snprintf(sum, sizeof sum, "%s", ask(db, "SELECT count(*) || ' ' || sum(a) FROM t"));
     run(db, "SELECT balsa_snapshot()");
@@ -413,13 +325,13 @@ static void a_damaged_snapshot_that_is_needed_is_named_with_the_offset(void **st
   struct stat status;
   char sum[64], damaged[512];
   (void)state;
-  sqlite3 *db = open_node(TINY);
+  sqlite3 *db = open_app(TINY);
   write_until_compacted(db);
   snprintf(sum, sizeof sum, "%s", ask(db, "SELECT count(*) || ' ' || sum(a) FROM t"));
   stop(db);
   assert_int_equal(stat(the_snapshot(), &status), 0);
   flip_byte(the_snapshot(), 50);
-  assert_refused("damaged at offset");
+  assert_refused("app.db", "", "damaged at offset");
   assert_non_null(strstr(vfs_open_error(), the_snapshot()));
   flip_byte(the_snapshot(), 50);
   snprintf(damaged, sizeof damaged, "%s", the_snapshot());
@@ -427,40 +339,34 @@ static void a_damaged_snapshot_that_is_needed_is_named_with_the_offset(void **st
   assert_starts_with(TINY, sum, 2); /* its pages are not needed */
   if (strcmp(the_snapshot(), damaged) != 0) flip_byte(the_snapshot(), 2000);
   assert_int_equal(unlink(path_of("app.db")), 0);
-  assert_refused("damaged at offset");
+  assert_refused("app.db", "", "damaged at offset");
   assert_non_null(strstr(vfs_open_error(), the_snapshot()));
 }
 
 static void a_lost_snapshot_that_is_needed_is_missed(void **state) {
   (void)state;
-  sqlite3 *db = open_node(TINY);
+  sqlite3 *db = open_app(TINY);
   write_until_compacted(db);
   stop(db);
   assert_int_equal(unlink(the_snapshot()), 0);
-  assert_refused("no snapshot in");
+  assert_refused("app.db", "", "no snapshot in");
 }
 
 /* ---- What a crash leaves ---- */
-
-static void copy(const char *from, const char *to) {
-  char command[600];
-  snprintf(command, sizeof command, "rm -rf '%s/%s' && cp -a '%s/%s' '%s/%s'", folder, to, folder, from, folder, to);
-  assert_int_equal(system(command), 0);
-}
 
 /*
 ** The state between the name of a snapshot that the leader has sent and the log's new beginning: the node's files are
 ** those of an earlier time, and the snapshot is of a later one. *sum is what it shows.
 */
 static void leave_installation_undone(char sum[64]) {
-  sqlite3 *db = open_node("");
+  sqlite3 *db = open_app("");
   fill(db, 100);
   run(db, "SELECT balsa_snapshot()");
   fill(db, 100);
   stop(db);
   copy("app.db", "old.db");
   copy("app.db-balsa", "old.db-balsa");
-  db = open_node("");
+  db = open_app("");
   fill(db, 700);
   run(db, "SELECT balsa_snapshot()");
   snprintf(sum, 64, "%s", ask(db, "SELECT count(*) || ' ' || sum(a) FROM t"));
@@ -485,7 +391,7 @@ static void an_installation_that_was_cut_off_is_ended_at_the_next_start(void **s
     copy("undone.db", "app.db");
     copy("undone.db-balsa", "app.db-balsa");
     if (!with_database) assert_int_equal(unlink(path_of("app.db")), 0);
-    sqlite3 *db = open_node("");
+    sqlite3 *db = open_app("");
     assert_string_equal(ask(db, "SELECT count(*) || ' ' || sum(a) FROM t"), undone);
     assert_true(ask_number(db, "SELECT log_first FROM balsa_status") > 1);
     fill(db, 10);
@@ -509,7 +415,7 @@ static void a_damaged_snapshot_is_not_installed(void **state) {
 static void an_older_snapshot_takes_the_place_of_a_damaged_one(void **state) {
   char sum[64], older[512], kept[256];
   (void)state;
-  sqlite3 *db = open_node("&snapshot_threshold=64K&log_tail=4M"); /* the log still reaches the older one */
+  sqlite3 *db = open_app("&snapshot_threshold=64K&log_tail=4M"); /* the log still reaches the older one */
   fill(db, 300);
   run(db, "SELECT balsa_snapshot()");
   snprintf(older, sizeof older, "%s", the_snapshot());
@@ -530,7 +436,7 @@ static void an_older_snapshot_takes_the_place_of_a_damaged_one(void **state) {
 
 static void a_snapshot_that_fails_is_told_and_nothing_is_forgotten(void **state) {
   (void)state;
-  sqlite3 *db = open_node("&snapshot_threshold=64K&log_tail=0");
+  sqlite3 *db = open_app("&snapshot_threshold=64K&log_tail=0");
   fill(db, 1);
   assert_int_equal(mkdir(path_of("app.db-balsa/snapshots/snapshot.new"), 0755), 0);
   assert_fails(db, "SELECT balsa_snapshot()", "snapshot.new");
@@ -551,14 +457,14 @@ static void a_stop_does_not_wait_for_a_snapshot(void **state) {
   atomic_bool end = false;
   (void)state;
   for (int i = 0; i < 5; i++) {
-    sqlite3 *db = open_node("&snapshot_threshold=4K&log_tail=4K"); /* one is always being written */
+    sqlite3 *db = open_app("&snapshot_threshold=4K&log_tail=4K"); /* one is always being written */
     if (i == 0) make_accounts(db);
     atomic_store(&end, false);
     start_writers(writers, &end);
     for (int n = 0; n < 20; n++) run(db, "INSERT INTO moved(note) VALUES(randomblob(5000))");
     end_writers(writers, &end);
     stop(db);
-    db = open_node("");
+    db = open_app("");
     assert_int_equal(ask_number(db, "SELECT sum(money) FROM account"), ACCOUNTS * 1000);
     stop(db);
   }
@@ -569,20 +475,18 @@ static void a_stop_does_not_wait_for_a_snapshot(void **state) {
 static void a_log_that_became_durable_before_its_term_is_gone_on_with(void **state) {
   char command[1024];
   (void)state;
-  sqlite3 *db = open_node("");
+  sqlite3 *db = open_app("");
   fill(db, 10);
   stop(db);
   snprintf(command, sizeof command, "cp '%s' '%s'", path_of("app.db-balsa/vote"), path_of("vote"));
   assert_int_equal(system(command), 0);
-  db = open_node(""); /* another term */
+  db = open_app(""); /* another term */
   fill(db, 10);
   stop(db);
   snprintf(command, sizeof command, "cp '%s' '%s'", path_of("vote"), path_of("app.db-balsa/vote"));
   assert_int_equal(system(command), 0);
   assert_starts_with("", "20 210", 1);
 }
-
-#define TEST(test) cmocka_unit_test_setup_teardown(test, make_folder, remove_folder)
 
 int main(void) {
   const struct CMUnitTest tests[] = {

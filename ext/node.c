@@ -382,6 +382,7 @@ static int open_log(struct node *node, uint64_t snapshot_threshold, struct raft_
   start->prev_term = found.prev_term;
   start->last_index = found.last_index;
   start->entries = found.entries;
+  start->commit_index = found.commit_index;
   node->last_index = node->durable_index = found.last_index;
   if (found.fresh && node->hard_state.term > 0 && node->formation == NODE_FORMED)
     return fail(SQLITE_CORRUPT, text, "%s is gone: restore it from a copy, or move %s away and let the node join anew",
@@ -415,9 +416,10 @@ static int start_again(struct node *node, struct raft_start *start, const struct
   }
   /* What a cluster of one has in its log is committed: whoever opens it sees all of it at once. */
   bool is_alone = start->configuration->n_members == 1;
-  int code = node_start_database(node, is_alone ? start->last_index : marked, start->first_index, snapshot, text);
+  uint64_t committed = is_alone ? start->last_index : start->commit_index > marked ? start->commit_index : marked;
+  int code = node_start_database(node, committed, start->first_index, snapshot, text);
   if (code != SQLITE_OK) return code;
-  start->commit_index = is_alone ? node->applied_index : marked;
+  start->commit_index = node->applied_index > marked ? node->applied_index : marked;
   return open_raft(node, start, text);
 }
 

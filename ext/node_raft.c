@@ -91,6 +91,7 @@ static void change_role(struct node *node, const struct raft_work *work) {
 
 static void change_commit(struct node *node, uint64_t commit_index) {
   node->commit_index = commit_index;
+  raft_store_commit(node->store, commit_index);
   if (node->epoch == 0) return;
   vfs_committed(node->database, commit_index);
   node->applied_index = commit_index;

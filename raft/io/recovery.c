@@ -291,6 +291,8 @@ static int replay_batch(struct recovery *r, const struct image *image, uint64_t 
   if (batch->truncate_from) {
     if (batch->truncate_from <= r->base.index || batch->truncate_from > next)
       return fail_damaged(r, image->number, offset, "a batch truncates what is not in the log");
+    if (batch->truncate_from <= r->commit_index)
+      return fail_damaged(r, image->number, offset, "a batch truncates what was committed");
     if (batch->truncate_from < r->first_index) r->first_index = batch->truncate_from;
     r->n = (size_t)(batch->truncate_from - r->first_index);
   }
@@ -298,6 +300,9 @@ static int replay_batch(struct recovery *r, const struct image *image, uint64_t 
     return fail_damaged(r, image->number, offset, "a batch does not follow the one before it");
   int error = replay_records(r, image, offset, batch);
   if (error) return error;
+  if (batch->commit >= r->first_index + r->n)
+    return fail_damaged(r, image->number, offset, "a batch says that more is committed than there is");
+  if (batch->commit > r->commit_index) r->commit_index = batch->commit;
   r->next_sequence++;
   r->previous = checksum;
   r->number = image->number;

@@ -31,6 +31,7 @@ struct recovery {
   struct segment_location *locations;
   size_t n, capacity;
   uint64_t first_index;
+  uint64_t commit_index;       /* as the batches say; 0: they say nothing */
   struct segment_facts *facts; /* [number - base.number] */
   uint32_t last_number;        /* of the last segment; base.number - 1: there is none */
   uint32_t kept[SEGMENTS_KEPT_MAX], n_kept;

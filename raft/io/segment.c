@@ -25,7 +25,8 @@
 **   24     8  truncate_from: all entries from here on are dropped, before the records count; 0: none
 **   32     8  index of the first record; without records, of the entry that comes next
 **   40     4  number of records
-**   44    12  0
+**   44     4  0
+**   48     8  commit: so far the log is known to be committed, at most through its own last entry; 0: not known
 **   56     8  checksum: XXH3-64, seeded with the salt, of bytes 0 … 55
 **   64     …  records, then zeros
 **   -8     8  checksum: XXH3-64, seeded with the salt, of all bytes before it
@@ -316,6 +317,7 @@ uint64_t segment_batch_encode(const struct segment_batch *batch, uint64_t record
   le64_put(bytes + 24, batch->truncate_from);
   le64_put(bytes + 32, batch->index);
   le32_put(bytes + 40, batch->records);
+  le64_put(bytes + 48, batch->commit);
   le64_put(bytes + BATCH_CHECKED, XXH3_64bits_withSeed(bytes, BATCH_CHECKED, salt));
   memset(bytes + BATCH_HEADER_SIZE + records_size, 0, (size_t)(trailer - bytes) - BATCH_HEADER_SIZE - records_size);
   uint64_t checksum = XXH3_64bits_withSeed(bytes, batch->length - BATCH_TRAILER_SIZE, salt);
@@ -333,6 +335,7 @@ bool segment_batch_decode(const uint8_t bytes[BATCH_HEADER_SIZE], uint64_t salt,
       .previous = le64_get(bytes + 16),
       .truncate_from = le64_get(bytes + 24),
       .index = le64_get(bytes + 32),
+      .commit = le64_get(bytes + 48),
   };
   return batch->length >= BATCH_SEAL_SIZE && batch->length % SEGMENT_ALIGN == 0 && batch->length <= BATCH_LENGTH_MAX;
 }

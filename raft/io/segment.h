@@ -25,7 +25,7 @@
 
 struct segment_batch {
   uint32_t length, records;
-  uint64_t sequence, previous, truncate_from, index;
+  uint64_t sequence, previous, truncate_from, index, commit;
 };
 
 /* Where the record of an entry lies. */

@@ -72,6 +72,7 @@ struct raft_store {
 
   pthread_mutex_t mutex;
   uint64_t first_index, last_index, cache_first, written_last, durable_index;
+  uint64_t commit_index;     /* told along with the next batch */
   uint64_t truncate_from;    /* 0: nothing on disk is to be dropped */
   uint64_t truncate_persist; /* lowest number that waits for that */
   bool reset_waits;          /* the disk's log has to begin anew first, behind (reset_index, reset_term) */
@@ -260,6 +261,12 @@ int raft_store_truncate(struct raft_store *store, uint64_t from, uint64_t persis
   if (store->durable_index > store->last_index) store->durable_index = store->last_index;
   pthread_mutex_unlock(&store->mutex);
   return 0;
+}
+
+void raft_store_commit(struct raft_store *store, uint64_t index) {
+  pthread_mutex_lock(&store->mutex);
+  if (index > store->commit_index) store->commit_index = index;
+  pthread_mutex_unlock(&store->mutex);
 }
 
 int raft_store_reset(struct raft_store *store, uint64_t index, uint64_t term, uint64_t persist) {
@@ -529,6 +536,11 @@ static int reserve_batch(struct raft_store *store, const struct measure *m) {
 }
 
 /* Begins a batch: takes references of its entries. Under mutex; the batch fits. */
+/* What a batch that ends with `last` says of what is committed: nothing of what comes later, which a crash may take away. */
+static uint64_t commit_through(const struct raft_store *store, uint64_t last) {
+  return store->commit_index < last ? store->commit_index : last;
+}
+
 static void begin_batch(struct raft_store *store, const struct measure *m, struct segment_batch *batch) {
   *batch = (struct segment_batch){
       .length = (uint32_t)m->length,
@@ -537,6 +549,7 @@ static void begin_batch(struct raft_store *store, const struct measure *m, struc
       .previous = store->previous,
       .truncate_from = store->truncate_from,
       .index = m->first,
+      .commit = commit_through(store, m->first + m->n - 1),
   };
   for (size_t i = 0; i < m->n; i++) {
     store->batch[i] = slot_at(store, m->first + i)->entry;
@@ -761,10 +774,13 @@ int raft_store_flush(struct raft_store *store, uint64_t *persist) {
 
 /* A batch that only says that the one before it is whole. Room for it is kept in every segment. */
 static int write_seal(struct raft_store *store) {
+  pthread_mutex_lock(&store->mutex);
   struct segment_batch batch = {.length = BATCH_SEAL_SIZE,
                                 .sequence = store->sequence,
                                 .previous = store->previous,
-                                .index = store->disk_last + 1};
+                                .index = store->disk_last + 1,
+                                .commit = commit_through(store, store->disk_last)};
+  pthread_mutex_unlock(&store->mutex);
   struct measure m = {.length = BATCH_SEAL_SIZE};
   if (store->sealed || store->offset + BATCH_SEAL_SIZE > store->size) return 0;
   int error = reserve_batch(store, &m);
@@ -993,6 +1009,7 @@ static struct raft_store *store_new(struct os *os, const char *folder, const str
 static void adopt(struct raft_store *store, struct recovery *r, struct raft_store_found *found) {
   store->first_index = r->first_index;
   store->last_index = r->first_index + r->n - 1;
+  store->commit_index = r->commit_index;
   store->written_last = store->durable_index = store->last_index;
   store->cache_first = store->last_index + 1;
   store->locations = r->locations;
@@ -1015,6 +1032,7 @@ static void adopt(struct raft_store *store, struct recovery *r, struct raft_stor
       .first_index = store->first_index,
       .last_index = store->last_index,
       .prev_term = r->base.term,
+      .commit_index = r->commit_index,
       .entries = r->metas,
       .cut = r->cut,
       .fresh = r->last_number < r->base.number,

@@ -27,6 +27,7 @@ struct raft_store_options {
 struct raft_store_found {
   uint64_t first_index, last_index; /* last = first-1: empty */
   uint64_t prev_term;               /* of the entry before the first; 0 unless the log was compacted or reset */
+  uint64_t commit_index; /* so much of it was committed, at least; 0: not known. It may be before the first */
   struct raft_entry_meta *entries;
   bool cut;   /* a torn last batch was cut off: nobody was told of it */
   bool fresh; /* the folder held no log: a node with a term and a vote has lost it */
@@ -59,6 +60,12 @@ int raft_store_truncate(struct raft_store *store, uint64_t from, uint64_t persis
 int raft_store_reset(struct raft_store *store, uint64_t index, uint64_t term, uint64_t persist);
 /* Nothing more to write, but the number must be reported in its turn (hard state only, or see append). */
 void raft_store_mark(struct raft_store *store, uint64_t persist);
+
+/*
+** Entries <= index are committed. Costs no write: the next batch tells it along, so that a node that starts alone
+** can show its readers more than what was checkpointed.
+*/
+void raft_store_commit(struct raft_store *store, uint64_t index);
 
 /* Bytes appended and not yet durable: the caller slows writers down when there are many. */
 size_t raft_store_pending_bytes(struct raft_store *store);

@@ -83,6 +83,24 @@ def forming(report, new):
     report.check(leader.status()["tolerates"] == 1, "tolerates one failure", leader.status())
 
 
+@part("a node that starts alone after all were killed shows what it knows to be committed")
+def alone_after_kill(report, new):
+    cluster = new(3, options={"commit_timeout": 500})
+    leader = cluster.start()
+    leader.sql("CREATE TABLE t(x)")
+    for x in range(50):
+        leader.sql("INSERT INTO t VALUES(?)", x)
+    cluster.wait_equal()
+    for node in cluster.nodes:
+        node.kill()
+    for node in cluster.nodes:
+        node.start()
+        shown = node.sql("SELECT count(*) FROM t")[0][0]
+        # The log tells of a commit along with the next write, so the last one is known to a majority only.
+        report.check(shown >= 49, f"node {node.number} alone shows all but the last", shown)
+        node.kill()
+
+
 @part("without a majority a write gives up within its limits")
 def minority(report, new):
     cluster = new(3, options={"commit_timeout": 500})

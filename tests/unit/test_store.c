@@ -166,6 +166,31 @@ static void entries_come_back_after_a_restart_with_all_their_fields(void **state
   sim_disk_free(disk);
 }
 
+static void a_batch_tells_what_was_committed_before_it_and_no_more_than_it_holds(void **state) {
+  (void)state;
+  struct sim_disk *disk = sim_disk_new(2);
+  struct raft_store_found found;
+  struct raft_store *store = open_simple(sim_disk_os(disk), FOLDER);
+  for (uint64_t i = 1; i <= 3; i++) append(store, i, 1, 10, i);
+  flush_or_fail(store);
+  raft_store_commit(store, 2);
+  raft_store_close(store);
+  store = open_or_fail(sim_disk_os(disk), FOLDER, &found);
+  free(found.entries);
+  assert_int_equal(found.commit_index, 2); /* the seal of a stop in order told it */
+  append(store, 4, 1, 10, 4);
+  flush_or_fail(store);
+  raft_store_commit(store, 9); /* of entries that are not in the log yet, as a follower may hear */
+  append(store, 5, 1, 10, 5);
+  flush_or_fail(store);
+  raft_store_close(store);
+  store = open_or_fail(sim_disk_os(disk), FOLDER, &found);
+  free(found.entries);
+  assert_int_equal(found.commit_index, 5);
+  raft_store_close(store);
+  sim_disk_free(disk);
+}
+
 static void one_flush_makes_one_synced_write(void **state) {
   (void)state;
   struct sim_disk *disk = sim_disk_new(3);
@@ -1140,6 +1165,7 @@ int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(an_empty_folder_gives_an_empty_log),
       cmocka_unit_test(entries_come_back_after_a_restart_with_all_their_fields),
+      cmocka_unit_test(a_batch_tells_what_was_committed_before_it_and_no_more_than_it_holds),
       cmocka_unit_test(one_flush_makes_one_synced_write),
       cmocka_unit_test(a_truncation_and_what_replaces_it_are_one_write),
       cmocka_unit_test(a_mark_is_reported_without_a_write),

@@ -111,7 +111,8 @@ int balsa_stop(sqlite3 *db, const char *schema) {
   struct vfs_connection *connection = vfs_connection_find(db, schema);
   if (!connection) return SQLITE_ERROR;
   if (vfs_connection_is_writing(connection)) return SQLITE_MISUSE;
-  node_stop(node_of_connection(connection), os_now(os_real()) + NODE_STOP_MS_MAX * OS_MS);
+  struct node *node = node_of_connection(connection);
+  node_stop(node, node_now(node) + NODE_STOP_MS_MAX * OS_MS);
   return SQLITE_OK;
 }
 

@@ -97,7 +97,7 @@ static void function_wait(sqlite3_context *context, int n, sqlite3_value **argum
     return;
   }
   uint64_t index = (uint64_t)sqlite3_value_int64(arguments[0]);
-  int error = node_wait_applied(node, index, os_now(os_real()) + ms * OS_MS);
+  int error = node_wait_applied(node, index, node_now(node) + ms * OS_MS);
   struct node_status status;
   node_get_status(node, &status);
   if (error == VFS_OK) {
@@ -200,7 +200,8 @@ static void function_stop(sqlite3_context *context, int n, sqlite3_value **argum
     sqlite3_result_error(context, "balsa_stop: this connection has a write transaction open: end it first", -1);
     return;
   }
-  node_stop(node_of_connection(connection), os_now(os_real()) + NODE_STOP_MS_MAX * OS_MS);
+  struct node *node = node_of_connection(connection);
+  node_stop(node, node_now(node) + NODE_STOP_MS_MAX * OS_MS);
   sqlite3_result_int(context, 1);
 }
 

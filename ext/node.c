@@ -8,7 +8,6 @@
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "node_internal.h"
@@ -19,7 +18,7 @@
 static pthread_mutex_t registry_mutex = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t registry_changed;
 static struct node *nodes;
-static sqlite3_vfs *base_vfs;
+static struct node_machine machine;
 static atomic_bool forked;
 
 bool node_is_forked(void) {
@@ -73,6 +72,10 @@ uint32_t node_commit_timeout_ms(const struct node *node) {
   return node->options.commit_timeout_ms;
 }
 
+uint64_t node_now(const struct node *node) {
+  return os_now(node->os);
+}
+
 static int fail(int code, char *text, const char *format, ...) __attribute__((format(printf, 3, 4)));
 static int fail(int code, char *text, const char *format, ...) {
   va_list arguments;
@@ -84,10 +87,14 @@ static int fail(int code, char *text, const char *format, ...) {
 
 /* ---- Making and freeing ---- */
 
+static struct os *os_of(const char *path) {
+  return machine.os_of ? machine.os_of(path) : machine.os;
+}
+
 static struct node *node_new(const char *path) {
   struct node *node = calloc(1, sizeof *node);
   if (!node) return NULL;
-  node->os = os_real();
+  node->os = os_of(path);
   node->life = NODE_STARTING;
   node->frozen = true;
   node->disk_reads = calloc(NODE_DISK_READS_MAX, sizeof *node->disk_reads);
@@ -145,12 +152,14 @@ static int make_folder(struct node *node, char *text) {
 static int open_database(struct node *node, uint32_t commit_timeout_ms, struct vfs_found *found, char *text) {
   struct vfs_database_options options = {
       .os = node->os,
-      .base = base_vfs,
+      .base = machine.base,
       .path = node->path,
       .folder = node->folder,
       .methods = &node_vfs_methods,
       .node = node,
       .commit_timeout_ms = commit_timeout_ms,
+      .checkpoint_frames = machine.checkpoint_frames,
+      .part_bytes = machine.part_bytes,
   };
   int error = vfs_database_open(&options, &node->database, found, text);
   if (error && !text[0]) return fail(node_sqlite_error(error), text, "%s cannot be opened", node->path);
@@ -361,7 +370,7 @@ static int check_members(const char *path, const struct raft_configuration *conf
 
 /* Whole segments go at a compaction: a few of them make up what a snapshot replaces. */
 static uint32_t segment_bytes(uint64_t snapshot_threshold) {
-  uint32_t bytes = NODE_SEGMENT_BYTES_MAX;
+  uint32_t bytes = machine.segment_bytes ? machine.segment_bytes : NODE_SEGMENT_BYTES_MAX;
   while (bytes > NODE_SEGMENT_BYTES_MIN && bytes > snapshot_threshold / 4) bytes /= 2;
   return bytes;
 }
@@ -548,11 +557,11 @@ static void wait_alone(struct node *node) {
 
 /* The options of a node without state are checked before anything is made. */
 static int check_given(const struct node *node, const struct options *given, char *text) {
-  struct stat status;
+  struct os_stat stat;
   char folder[OS_PATH_MAX + 8];
   struct options options;
   snprintf(folder, sizeof folder, "%s-balsa", node->path);
-  if (stat(folder, &status) == 0) return SQLITE_OK;
+  if (os_stat(node->os, folder, &stat) == 0) return SQLITE_OK;
   options_init(&options);
   options_merge(&options, given);
   return options_check(&options, true, text) ? SQLITE_OK : SQLITE_CANTOPEN;
@@ -722,37 +731,38 @@ void node_stop(struct node *node, uint64_t deadline) {
 
 /* Device and inode, once the file is there. */
 static void note_identity(struct node *node) {
-  struct stat status;
-  if (node->has_identity || stat(node->path, &status) != 0) return;
-  node->device = status.st_dev;
-  node->inode = status.st_ino;
+  struct os_stat stat;
+  if (node->has_identity || os_stat(node->os, node->path, &stat) != 0) return;
+  node->device = stat.device;
+  node->inode = stat.inode;
   node->has_identity = true;
 }
 
-static bool is_same_file(struct node *node, const char *path, const struct stat *status) {
+static bool is_same_file(struct node *node, const char *path, const struct os_stat *stat) {
   note_identity(node);
-  if (status && node->has_identity && node->device == status->st_dev && node->inode == status->st_ino) return true;
+  if (stat && node->has_identity && node->device == stat->device && node->inode == stat->inode) return true;
   return strcmp(node->path, path) == 0;
 }
 
 static struct node *find(const char *path) {
-  struct stat status;
-  bool exists = stat(path, &status) == 0;
+  struct os_stat stat;
+  bool exists = os_stat(os_of(path), path, &stat) == 0;
   for (struct node *node = nodes; node; node = node->next)
-    if (is_same_file(node, path, exists ? &status : NULL)) return node;
+    if (is_same_file(node, path, exists ? &stat : NULL)) return node;
   return NULL;
 }
 
 /* The file's one name: symbolic links resolved, of a new file those of its folder. */
 static int resolve(const char *filename, char path[OS_PATH_MAX], char *text) {
-  char folder[PATH_MAX], real[PATH_MAX];
-  _Static_assert(PATH_MAX <= OS_PATH_MAX, "realpath writes PATH_MAX bytes");
-  if (realpath(filename, path)) return SQLITE_OK;
+  char folder[OS_PATH_MAX], real[OS_PATH_MAX];
+  int error = os_real_path(os_of(filename), filename, path);
+  if (!error) return SQLITE_OK;
   const char *slash = strrchr(filename, '/');
-  if (errno != ENOENT || !slash || strlen(filename) >= sizeof folder)
-    return fail(SQLITE_CANTOPEN, text, "%.300s cannot be opened: %s", filename, strerror(errno));
+  if (error != -ENOENT || !slash || strlen(filename) >= sizeof folder)
+    return fail(SQLITE_CANTOPEN, text, "%.300s cannot be opened: %s", filename, strerror(-error));
   snprintf(folder, sizeof folder, "%.*s", slash == filename ? 1 : (int)(slash - filename), filename);
-  if (!realpath(folder, real)) return fail(SQLITE_CANTOPEN, text, "%.300s: no such folder", folder);
+  if (os_real_path(os_of(filename), folder, real) != 0)
+    return fail(SQLITE_CANTOPEN, text, "%.300s: no such folder", folder);
   int length = snprintf(path, OS_PATH_MAX, "%s/%s", strcmp(real, "/") == 0 ? "" : real, slash + 1);
   if (length < 0 || length >= OS_PATH_MAX)
     return fail(SQLITE_CANTOPEN, text, "%.300s…: the path is too long", filename);
@@ -805,17 +815,18 @@ static int start_listed(const char *path, const struct options *given, struct no
 /* registry_mutex held, given up meanwhile. */
 static int find_or_start(const char *path, const struct options *given, int flags, struct node **out, char *text) {
   struct node *node;
-  struct stat status;
+  struct os_stat stat;
   char folder[OS_PATH_MAX + 8];
   while ((node = find(path)) != NULL && (node->life == NODE_STARTING || node->life == NODE_STOPPING))
-    os_condition_wait(os_real(), &registry_changed, &registry_mutex, OS_FOREVER);
+    os_condition_wait(machine.os, &registry_changed, &registry_mutex, OS_FOREVER);
   if (node && node->life == NODE_STOPPED)
     return fail(SQLITE_CANTOPEN, text, "%s: its node was stopped, and %u connections are still open: close them first",
                 path, node->connections);
   *out = node;
   if (node) return check_running(node, given, text);
   snprintf(folder, sizeof folder, "%s-balsa", path);
-  if (!(flags & SQLITE_OPEN_CREATE) && stat(path, &status) != 0 && stat(folder, &status) != 0)
+  if (!(flags & SQLITE_OPEN_CREATE) && os_stat(os_of(path), path, &stat) != 0 &&
+      os_stat(os_of(path), folder, &stat) != 0)
     return fail(SQLITE_CANTOPEN, text, "%s is not there, and this open may not create it", path);
   return start_listed(path, given, out, text);
 }
@@ -861,7 +872,7 @@ static void note_fork(void) {
 /* Stops all nodes in order, at a normal exit. */
 static void stop_all(void) {
   if (node_is_forked()) return;
-  uint64_t deadline = os_now(os_real()) + NODE_STOP_MS_MAX * OS_MS;
+  uint64_t deadline = os_now(machine.os) + NODE_STOP_MS_MAX * OS_MS;
   pthread_mutex_lock(&registry_mutex);
   for (struct node *node = nodes; node;) {
     if (node->life == NODE_RUNNING) {
@@ -874,13 +885,18 @@ static void stop_all(void) {
   pthread_mutex_unlock(&registry_mutex);
 }
 
+void node_use_machine(const struct node_machine *the_machine) {
+  machine = *the_machine;
+}
+
 int node_library_init(void) {
   static const struct vfs_host host = {.attach = attach, .detach = detach};
-  base_vfs = sqlite3_vfs_find(NULL);
+  if (!machine.os) machine.os = os_real();
+  if (!machine.base) machine.base = sqlite3_vfs_find(NULL);
   os_condition_init(&registry_changed);
   /* For drivers that pass no URI: every database that they open by its path is a replicated one. */
   const char *is_default = getenv("BALSA_DEFAULT");
-  int code = vfs_register(&host, is_default && strcmp(is_default, "1") == 0);
+  int code = vfs_register(&host, machine.base, is_default && strcmp(is_default, "1") == 0);
   if (code != SQLITE_OK) return code;
   if (pthread_atfork(NULL, NULL, note_fork) != 0 || atexit(stop_all) != 0) return SQLITE_NOMEM;
   return SQLITE_OK;

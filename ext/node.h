@@ -18,6 +18,19 @@
 struct node;
 
 /*
+** The machine that nodes live on: the real one, unless a test says otherwise before balsa_init(). `os` is where the process
+** waits; `os_of` (or NULL: `os`) where the node of a database lives, by its path, with files, clock and threads; `base` the VFS
+** for SQLite's own files there. The numbers stand in for limits that only large databases reach; 0: as they are.
+*/
+struct node_machine {
+  struct os *os;
+  struct os *(*os_of)(const char *path);
+  sqlite3_vfs *base;
+  uint32_t part_bytes, checkpoint_frames, segment_bytes;
+};
+void node_use_machine(const struct node_machine *machine);
+
+/*
 ** Registers the VFS with the nodes behind it, what happens at exit and at fork. Once per process.
 ** SQLite error code.
 */
@@ -78,6 +91,8 @@ enum raft_fate node_outcome(struct node *node, uint64_t term, uint64_t index);
 /* All zero while forming. */
 struct raft_uuid node_cluster(struct node *node);
 uint32_t node_commit_timeout_ms(const struct node *node);
+/* Now, by the node's clock: what its deadlines are counted by. */
+uint64_t node_now(const struct node *node);
 /* Why it does not go on as it should; "" if it does. VFS_TEXT_MAX bytes. */
 void node_trouble(struct node *node, char *text);
 

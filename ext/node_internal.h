@@ -137,8 +137,7 @@ struct node {
   enum node_life life;
   uint32_t connections;
   bool has_identity;
-  dev_t device;
-  ino_t inode;
+  uint64_t device, inode;
 
   /* Set at start, then unchanged. */
   struct os *os;

@@ -11,6 +11,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -26,7 +27,9 @@
 
 struct real_file {
   struct os_file base;
-  int descriptor;
+  int descriptor; /* -1: of a file with locks, in a forked child */
+  bool has_locks;
+  struct real_file *next; /* of those with locks */
 };
 
 struct os_thread {
@@ -72,36 +75,53 @@ static void real_random(struct os *os, void *bytes, size_t size) {
 
 /* ---- Files ---- */
 
+static int open_descriptor(const char *path, int mode, int *descriptor) {
+  *descriptor = open(path, mode, 0644);
+  while (*descriptor < 0 && errno == EINTR) *descriptor = open(path, mode, 0644);
+  return *descriptor < 0 ? -errno : 0;
+}
+
+static int open_above_standard(const char *path, int mode, int *descriptor) {
+  int error = open_descriptor(path, mode, descriptor);
+  if (error || *descriptor >= DESCRIPTOR_MIN) return error;
+  int higher = fcntl(*descriptor, F_DUPFD_CLOEXEC, DESCRIPTOR_MIN);
+  if (higher < 0) error = -errno;
+  close(*descriptor);
+  *descriptor = higher;
+  return error;
+}
+
+static int open_with_locks(struct real_file *real, const char *path, int mode);
+static void close_with_locks(struct real_file *real);
+
 static int real_open(struct os *os, const char *path, int flags, struct os_file **file) {
   int mode = O_CLOEXEC | ((flags & OS_OPEN_WRITE) ? O_RDWR : O_RDONLY);
   if (flags & OS_OPEN_CREATE) mode |= O_CREAT;
   if (flags & OS_OPEN_EXCL) mode |= O_EXCL;
   if (flags & OS_OPEN_DSYNC) mode |= O_DSYNC;
+  if (flags & OS_OPEN_NOFOLLOW) mode |= O_NOFOLLOW;
   *file = NULL;
-  struct real_file *real = malloc(sizeof *real);
+  struct real_file *real = calloc(1, sizeof *real);
   if (real == NULL) return -ENOMEM;
-  int descriptor = open(path, mode, 0644);
-  while (descriptor < 0 && errno == EINTR) descriptor = open(path, mode, 0644);
-  int error = descriptor < 0 ? -errno : 0;
-  if (descriptor >= 0 && descriptor < DESCRIPTOR_MIN) {
-    int higher = fcntl(descriptor, F_DUPFD_CLOEXEC, DESCRIPTOR_MIN);
-    if (higher < 0) error = -errno;
-    close(descriptor);
-    descriptor = higher;
-  }
+  real->base.os = os;
+  real->has_locks = (flags & OS_OPEN_LOCKS) != 0;
+  int error = real->has_locks ? open_with_locks(real, path, mode) : open_above_standard(path, mode, &real->descriptor);
   if (error) {
     free(real);
     return error;
   }
-  real->base.os = os;
-  real->descriptor = descriptor;
   *file = &real->base;
   return 0;
 }
 
 static void real_close(struct os_file *file) {
-  close(as_real(file)->descriptor); /* EINTR: Linux has closed it all the same */
-  free(file);
+  struct real_file *real = as_real(file);
+  if (real->has_locks) {
+    close_with_locks(real);
+    return;
+  }
+  close(real->descriptor); /* EINTR: Linux has closed it all the same */
+  free(real);
 }
 
 static int64_t real_read(struct os_file *file, void *bytes, size_t size, uint64_t offset) {
@@ -156,6 +176,23 @@ static int real_size(struct os_file *file, uint64_t *size) {
   return 0;
 }
 
+static void take_stat(const struct stat *status, struct os_stat *stat) {
+  *stat = (struct os_stat){
+      .device = status->st_dev,
+      .inode = status->st_ino,
+      .links = status->st_nlink,
+      .size = (uint64_t)status->st_size,
+      .mtime_ns = (uint64_t)status->st_mtim.tv_sec * OS_SECOND + (uint64_t)status->st_mtim.tv_nsec,
+  };
+}
+
+static int real_file_stat(struct os_file *file, struct os_stat *stat) {
+  struct stat status;
+  if (fstat(as_real(file)->descriptor, &status) < 0) return -errno;
+  take_stat(&status, stat);
+  return 0;
+}
+
 /*
 ** The reservation comes first only to hear of a full disk before anything is written, and for one
 ** extent; blocks that are merely reserved would cost every later sync a change of metadata.
@@ -177,7 +214,138 @@ static int real_allocate(struct os_file *file, uint64_t size) {
   return 0;
 }
 
+/* ---- Locks ---- */
+
+/*
+** Files with locks, and those given up that could not be closed yet. The mutex guards both, is held over a fork and while
+** such a file is opened, and is taken last of all locks.
+*/
+static struct {
+  pthread_mutex_t mutex;
+  pthread_once_t once;
+  struct real_file *held, *retired;
+} locking = {.mutex = PTHREAD_MUTEX_INITIALIZER, .once = PTHREAD_ONCE_INIT};
+
+static void before_fork(void) {
+  pthread_mutex_lock(&locking.mutex);
+}
+
+static void after_fork_in_parent(void) {
+  pthread_mutex_unlock(&locking.mutex);
+}
+
+static void close_in_child(struct real_file *list) {
+  for (struct real_file *at = list; at != NULL; at = at->next) {
+    if (at->descriptor >= 0) close(at->descriptor);
+    at->descriptor = -1;
+  }
+}
+
+/* A lock lives as long as any descriptor of its description: the child's must go. */
+static void after_fork_in_child(void) {
+  close_in_child(locking.held);
+  close_in_child(locking.retired);
+  pthread_mutex_unlock(&locking.mutex);
+}
+
+static void watch_forks(void) {
+  pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child);
+}
+
+/* What is opened next gets a number above them: to close a lower one afterwards would drop POSIX locks on its file. */
+static void fill_standard_descriptors(void) {
+  int descriptor;
+  do {
+    descriptor = open("/dev/null", O_RDWR | O_CLOEXEC);
+  } while (descriptor >= 0 && descriptor < DESCRIPTOR_MIN);
+  if (descriptor >= 0) close(descriptor);
+}
+
+static int open_with_locks(struct real_file *real, const char *path, int mode) {
+  pthread_once(&locking.once, watch_forks);
+  pthread_mutex_lock(&locking.mutex);
+  fill_standard_descriptors();
+  int error = open_descriptor(path, mode, &real->descriptor);
+  if (!error) {
+    real->next = locking.held;
+    locking.held = real;
+  }
+  pthread_mutex_unlock(&locking.mutex);
+  return error;
+}
+
+static int real_lock(struct os_file *file, enum os_lock lock, uint64_t start, uint64_t length) {
+  static const short types[] = {[OS_UNLOCK] = F_UNLCK, [OS_LOCK_SHARED] = F_RDLCK, [OS_LOCK_EXCLUSIVE] = F_WRLCK};
+  struct flock range = {.l_type = types[lock], .l_whence = SEEK_SET, .l_start = (off_t)start, .l_len = (off_t)length};
+  if (fcntl(as_real(file)->descriptor, F_OFD_SETLK, &range) == 0) return 0;
+  switch (errno) {
+  case EACCES:
+  case EAGAIN: return -EAGAIN;
+  case EINVAL:
+  case ENOSYS:
+  case EOPNOTSUPP:
+  case ENOLCK: return -ENOTSUP;
+  default: return -errno;
+  }
+}
+
+static bool real_find_lock(struct os_file *file, uint64_t start, uint64_t length, int64_t *process) {
+  struct flock range = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = (off_t)start, .l_len = (off_t)length};
+  *process = 0;
+  if (fcntl(as_real(file)->descriptor, F_OFD_GETLK, &range) != 0 || range.l_type == F_UNLCK) return false;
+  *process = range.l_pid; /* -1 for an OFD lock */
+  return true;
+}
+
+/* Somebody may hold POSIX locks on the file that closing a descriptor would drop, if they are this process's. */
+static bool may_close(struct real_file *real) {
+  int64_t process;
+  return real->descriptor < 0 || !real_find_lock(&real->base, 0, 0, &process);
+}
+
+static void remove_from(struct real_file **list, struct real_file *real) {
+  while (*list != real) list = &(*list)->next;
+  *list = real->next;
+}
+
+/* Closes it now or, if POSIX locks hang on the file, when a later one is closed. */
+static void close_with_locks(struct real_file *real) {
+  if (real->descriptor >= 0) (void)real_lock(&real->base, OS_UNLOCK, 0, 0);
+  pthread_mutex_lock(&locking.mutex);
+  remove_from(&locking.held, real);
+  real->next = locking.retired;
+  locking.retired = real;
+  for (struct real_file **at = &locking.retired; *at != NULL;) {
+    struct real_file *retired = *at;
+    if (may_close(retired)) {
+      *at = retired->next;
+      if (retired->descriptor >= 0) close(retired->descriptor);
+      free(retired);
+    } else {
+      at = &retired->next;
+    }
+  }
+  pthread_mutex_unlock(&locking.mutex);
+}
+
 /* ---- Names ---- */
+
+static int real_stat(struct os *os, const char *path, struct os_stat *stat_out) {
+  struct stat status;
+  (void)os;
+  if (stat(path, &status) < 0) return -errno;
+  take_stat(&status, stat_out);
+  return 0;
+}
+
+static int real_real_path(struct os *os, const char *path, char real[OS_PATH_MAX]) {
+  char resolved[PATH_MAX];
+  _Static_assert(PATH_MAX <= OS_PATH_MAX, "realpath writes PATH_MAX bytes");
+  (void)os;
+  if (!realpath(path, resolved)) return -errno;
+  snprintf(real, OS_PATH_MAX, "%s", resolved);
+  return 0;
+}
 
 static int real_rename(struct os *os, const char *from, const char *to) {
   (void)os;
@@ -298,6 +466,11 @@ struct os *os_real(void) {
       .truncate = real_truncate,
       .allocate = real_allocate,
       .size = real_size,
+      .file_stat = real_file_stat,
+      .lock = real_lock,
+      .find_lock = real_find_lock,
+      .stat = real_stat,
+      .real_path = real_real_path,
       .rename = real_rename,
       .remove = real_remove,
       .make_directory = real_make_directory,
@@ -351,6 +524,26 @@ int os_allocate(struct os_file *file, uint64_t size) {
 
 int os_size(struct os_file *file, uint64_t *size) {
   return file->os->methods->size(file, size);
+}
+
+int os_file_stat(struct os_file *file, struct os_stat *stat) {
+  return file->os->methods->file_stat(file, stat);
+}
+
+int os_lock(struct os_file *file, enum os_lock lock, uint64_t start, uint64_t length) {
+  return file->os->methods->lock(file, lock, start, length);
+}
+
+bool os_find_lock(struct os_file *file, uint64_t start, uint64_t length, int64_t *process) {
+  return file->os->methods->find_lock(file, start, length, process);
+}
+
+int os_stat(struct os *os, const char *path, struct os_stat *stat) {
+  return os->methods->stat(os, path, stat);
+}
+
+int os_real_path(struct os *os, const char *path, char real[OS_PATH_MAX]) {
+  return os->methods->real_path(os, path, real);
 }
 
 int os_rename(struct os *os, const char *from, const char *to) {

@@ -28,11 +28,23 @@ struct os_thread;
 
 enum os_open_flags {
   OS_OPEN_READ = 1,
-  OS_OPEN_WRITE = 2,  /* read and write */
-  OS_OPEN_CREATE = 4, /* create if missing, mode 0644 */
-  OS_OPEN_EXCL = 8,   /* with CREATE: -EEXIST if it is there */
-  OS_OPEN_DSYNC = 16, /* a write returns when data (and what reading it back needs) is durable */
+  OS_OPEN_WRITE = 2,     /* read and write */
+  OS_OPEN_CREATE = 4,    /* create if missing, mode 0644 */
+  OS_OPEN_EXCL = 8,      /* with CREATE: -EEXIST if it is there */
+  OS_OPEN_DSYNC = 16,    /* a write returns when data (and what reading it back needs) is durable */
+  OS_OPEN_NOFOLLOW = 32, /* -ELOOP if the name is a symbolic link */
+  OS_OPEN_LOCKS = 64,    /* for os_lock: see there */
 };
+
+/* What a file is, whatever its name. */
+struct os_stat {
+  uint64_t device, inode; /* together its identity */
+  uint64_t links;         /* names */
+  uint64_t size;
+  uint64_t mtime_ns; /* since 1970; of the file's own clock */
+};
+
+enum os_lock { OS_UNLOCK, OS_LOCK_SHARED, OS_LOCK_EXCLUSIVE };
 
 /* What an implementation provides. Users call the os_… functions below. */
 struct os_methods {
@@ -46,6 +58,11 @@ struct os_methods {
   int (*truncate)(struct os_file *file, uint64_t size);
   int (*allocate)(struct os_file *file, uint64_t size);
   int (*size)(struct os_file *file, uint64_t *size);
+  int (*file_stat)(struct os_file *file, struct os_stat *stat);
+  int (*lock)(struct os_file *file, enum os_lock lock, uint64_t start, uint64_t length);
+  bool (*find_lock)(struct os_file *file, uint64_t start, uint64_t length, int64_t *process);
+  int (*stat)(struct os *os, const char *path, struct os_stat *stat);
+  int (*real_path)(struct os *os, const char *path, char real[OS_PATH_MAX]);
   int (*rename)(struct os *os, const char *from, const char *to);
   int (*remove)(struct os *os, const char *path);
   int (*make_directory)(struct os *os, const char *path);
@@ -87,6 +104,22 @@ int os_truncate(struct os_file *file, uint64_t size);
 /* Makes the file `size` bytes long, its new part written with zeros and not merely reserved. A longer one stays. */
 int os_allocate(struct os_file *file, uint64_t size);
 int os_size(struct os_file *file, uint64_t *size);
+int os_file_stat(struct os_file *file, struct os_stat *stat);
+
+/*
+** Locks of byte ranges, by open file description (F_OFD_SETLK), on a file opened with OS_OPEN_LOCKS. They conflict with
+** those of other processes, SQLite's POSIX locks among them, and with those of other files of this process. Such a file is closed
+** in a forked child, else the child would keep the locks alive. os_close gives its locks up; its descriptor stays open as
+** long as anybody has a POSIX lock on the file, which closing it would drop if it is this process's.
+*/
+/* Without waiting. A range keeps what it has if it fails. -EAGAIN: in the way; -ENOTSUP: the file system has no such locks. */
+int os_lock(struct os_file *file, enum os_lock lock, uint64_t start, uint64_t length);
+/* Is there a lock that would keep an exclusive one from this file? *process: whose it is; <= 0: nobody can tell. */
+bool os_find_lock(struct os_file *file, uint64_t start, uint64_t length, int64_t *process);
+
+int os_stat(struct os *os, const char *path, struct os_stat *stat);
+/* The one absolute name without symbolic links of what is there. -ENOENT: nothing. */
+int os_real_path(struct os *os, const char *path, char real[OS_PATH_MAX]);
 /* Names. A name is durable only after os_sync_directory of the folder that holds it. */
 int os_rename(struct os *os, const char *from, const char *to);
 int os_remove(struct os *os, const char *path);

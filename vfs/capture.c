@@ -146,7 +146,7 @@ static int capture_page(struct capture *capture, const struct page_frame *at) {
   }
   capture->checksum ^= vfs_page_hash(at->page_number, database->after, page_size);
   if (!vfs_encoder_add(database->encoder, at->page_number, before, database->after)) return VFS_NO_MEMORY;
-  if (vfs_encoder_size(database->encoder) < VFS_PART_BYTES) return VFS_OK;
+  if (vfs_encoder_size(database->encoder) < database->part_bytes) return VFS_OK;
   return propose(capture, VFS_SET_PART);
 }
 

@@ -10,7 +10,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 
 #include "../ext/bytes.h"
 
@@ -118,11 +117,11 @@ static bool shm_is_ours(struct vfs_database *database) {
 }
 
 static void stat_file(const struct vfs_database *database, const uint8_t header[100], struct vfs_marks *marks) {
-  struct stat status;
-  if (stat(database->path, &status) != 0) memset(&status, 0, sizeof status);
-  marks->size_bytes = (uint64_t)status.st_size;
-  marks->mtime_ns = (uint64_t)status.st_mtim.tv_sec * OS_SECOND + (uint64_t)status.st_mtim.tv_nsec;
-  marks->inode = status.st_ino;
+  struct os_stat stat;
+  if (os_stat(database->os, database->path, &stat) != 0) memset(&stat, 0, sizeof stat);
+  marks->size_bytes = stat.size;
+  marks->mtime_ns = stat.mtime_ns;
+  marks->inode = stat.inode;
   marks->change_counter = (uint32_t)header[24] << 24 | (uint32_t)header[25] << 16 | (uint32_t)header[26] << 8 |
                           header[27];
 }
@@ -203,7 +202,8 @@ static int open_files(struct vfs_database *database, struct vfs_found *found, ch
     snprintf(text, VFS_TEXT_MAX, "%s cannot be opened for writing (SQLite error %d)", database->path, code);
     return VFS_IO;
   }
-  int error = error_of_errno(vfs_ownership_take(database->path, database->folder, &database->ownership, text));
+  int error = error_of_errno(
+      vfs_ownership_take(database->os, database->path, database->folder, &database->ownership, text));
   if (error) return error;
   snprintf(path, sizeof path, "%s/database", database->folder);
   error = vfs_marks_open(database->os, path, &database->marks, &found->has_marks, &database->marks_file);
@@ -237,6 +237,7 @@ int vfs_database_open(const struct vfs_database_options *options, struct vfs_dat
   database->methods = options->methods;
   database->node = options->node;
   database->commit_timeout_ms = options->commit_timeout_ms;
+  database->part_bytes = options->part_bytes ? options->part_bytes : VFS_PART_BYTES;
   database->checkpoint_frames = options->checkpoint_frames ? options->checkpoint_frames : VFS_CHECKPOINT_FRAMES;
   vfs_ticket_init(&database->ticket, database->os);
   pthread_mutex_init(&database->checkpoint, NULL);
@@ -316,7 +317,7 @@ int vfs_database_export(struct vfs_database *database, int (*each)(void *ctx, co
       set.checksum ^= vfs_page_hash(page_number, database->after, database->page_size);
       if (!vfs_encoder_add(database->encoder, page_number, NULL, database->after)) return VFS_NO_MEMORY;
     }
-    if (!is_last && vfs_encoder_size(database->encoder) < VFS_PART_BYTES) continue;
+    if (!is_last && vfs_encoder_size(database->encoder) < database->part_bytes) continue;
     if (!vfs_encoder_finish(database->encoder, &set.bytes, &set.size)) return VFS_NO_MEMORY;
     set.flags = is_last ? VFS_SET_LAST : VFS_SET_PART;
     int error = each(ctx, &set);
@@ -376,7 +377,7 @@ int vfs_database_begin_wal(struct vfs_database *database, uint32_t pages, char *
   return error;
 }
 
-static void split_path(const char *path, char *folder, size_t size) {
+void vfs_folder_of(const char *path, char *folder, size_t size) {
   snprintf(folder, size, "%s", path);
   char *slash = strrchr(folder, '/');
   if (slash)
@@ -398,7 +399,7 @@ int vfs_database_create(struct vfs_database *database, uint32_t page_size, uint3
   int code = SQLITE_OK;
   if (!error) code = database->file->pMethods->xWrite(database->file, database->after, (int)page_size, 0);
   if (!error && code == SQLITE_OK) code = database->file->pMethods->xSync(database->file, SQLITE_SYNC_NORMAL);
-  split_path(database->path, folder, sizeof folder);
+  vfs_folder_of(database->path, folder, sizeof folder);
   if (!error && code == SQLITE_OK && os_sync_directory(database->os, folder) != 0) code = SQLITE_IOERR;
   if (!error) error = vfs_error_of_sqlite(code);
   if (error) {

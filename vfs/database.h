@@ -56,7 +56,7 @@ struct vfs_database {
   void *node;
   char *path, *folder;
   const char *name; /* sqlite3_create_filename(path): for the base VFS */
-  uint32_t commit_timeout_ms, checkpoint_frames;
+  uint32_t commit_timeout_ms, checkpoint_frames, part_bytes;
 
   struct vfs_ownership *ownership;
   struct slot_file *marks_file;
@@ -207,10 +207,12 @@ int vfs_redo(struct vfs_database *database, const struct vfs_redo_options *optio
 void vfs_first_page(uint8_t *page, uint32_t page_size, uint32_t auto_vacuum);
 /* The rolling checksum of the file's first `pages` pages, read from the file. */
 int vfs_scan_checksum(struct vfs_database *database, uint32_t pages, uint64_t *checksum);
-/* Buffers, encoder and decoder for this page size. */
+/* The folder that a path lies in. */
+void vfs_folder_of(const char *path, char *folder, size_t size);
 /* A handle of the base VFS, and its end. NULL and *code on error. */
 sqlite3_file *vfs_open_base(struct vfs_database *database, const char *name, int flags, int *code);
 void vfs_close_base(sqlite3_file **file);
+/* Buffers, encoder and decoder for this page size. */
 int vfs_database_set_page_size(struct vfs_database *database, uint32_t page_size);
 /* Makes wal_file, wal and the wal-index for a file of `pages` pages that is state `index`. */
 int vfs_database_begin_wal(struct vfs_database *database, uint32_t pages, char *text);

@@ -1,16 +1,16 @@
 /*
 ** Who owns a database: one process, by locks that live as long as the node (design section 5, "Ownership").
 **
-** All are OFD locks (F_OFD_SETLK) on descriptors of our own, which are never closed while the node
-** lives: closing any descriptor of a file drops this process's POSIX locks on it, SQLite's among them.
-** A forked child closes them (pthread_atfork), else it would keep the node's locks alive.
+** All are locks of open file descriptions (os_lock), of files of our own which are never closed while the node lives:
+** closing any descriptor of a file drops this process's POSIX locks on it, SQLite's among them.
 */
 #ifndef BALSA_VFS_OWNERSHIP_H
 #define BALSA_VFS_OWNERSHIP_H
 
 #include <stdbool.h>
 #include <stdint.h>
-#include <sys/types.h>
+
+#include "../ext/os.h"
 
 #define VFS_OWNERSHIP_TEXT_MAX 640
 
@@ -21,7 +21,8 @@ struct vfs_ownership;
 ** -EBUSY another process owns it (its pid is in the file and named); -ENOTSUP the file system has no OFD locks;
 ** -EMLINK the database has hard links; other negative errno.
 */
-int vfs_ownership_take(const char *database_path, const char *folder, struct vfs_ownership **out, char *text);
+int vfs_ownership_take(struct os *os, const char *database_path, const char *folder, struct vfs_ownership **out,
+                       char *text);
 
 /*
 ** The database file is there now (made if it must be). Takes the EXCLUSIVE range (as SQLite's PENDING,
@@ -41,8 +42,5 @@ int vfs_ownership_settle(struct vfs_ownership *ownership, char *text);
 ** a POSIX lock is on the file, the descriptors stay open (unlocked) until a later release finds none.
 */
 void vfs_ownership_release(struct vfs_ownership *ownership);
-
-/* device and inode of the database file: two paths to one file are one node. */
-void vfs_ownership_identity(const struct vfs_ownership *ownership, dev_t *device, ino_t *inode);
 
 #endif

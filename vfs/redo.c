@@ -242,7 +242,7 @@ static int copy_aside(struct redo *redo, char *name, size_t name_size) {
   if (!error) error = os_sync(copy);
   if (!error) error = copy_foreign_wal(redo, name, buffer);
   char parent[OS_PATH_MAX];
-  snprintf(parent, sizeof parent, "%s/..", database->folder);
+  vfs_folder_of(database->path, parent, sizeof parent);
   if (!error) error = os_sync_directory(database->os, parent);
   os_close(copy);
   free(buffer);

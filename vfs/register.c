@@ -1,5 +1,5 @@
 /*
-** The VFS "balsa": replicated databases go through connection.c, their WALs too, all else to the default VFS.
+** The VFS "balsa": replicated databases go through connection.c, their WALs too, all else to the base VFS.
 **
 ** SQLite hands the VFS of a connection on to every file that the connection attaches, VACUUM INTO's among them. So a
 ** database is a replicated one if its URI says so, or if it is the connection's first; what is attached by a plain name is an ordinary
@@ -246,8 +246,7 @@ static int vfs_current_time64(sqlite3_vfs *vfs, sqlite3_int64 *now) {
   return base_of(vfs)->xCurrentTimeInt64(base_of(vfs), now);
 }
 
-int vfs_register(const struct vfs_host *the_host, bool is_default) {
-  sqlite3_vfs *base = sqlite3_vfs_find(NULL);
+int vfs_register(const struct vfs_host *the_host, sqlite3_vfs *base, bool is_default) {
   if (!base || base->iVersion < 2) return SQLITE_ERROR;
   host = the_host;
   pthread_atfork(NULL, NULL, note_fork);

@@ -92,6 +92,7 @@ struct vfs_database_options {
   void *node;
   uint32_t commit_timeout_ms;
   uint32_t checkpoint_frames; /* want_checkpoint beyond this many; 0: 1000 */
+  uint32_t part_bytes;        /* of a change set, raw, beyond which a transaction is cut into parts; 0: 1 MiB */
 };
 
 /* What lay there at open. */
@@ -221,10 +222,10 @@ struct vfs_host {
   void (*detach)(struct vfs_database *database);
 };
 /*
-** Registers the VFS "balsa" over the default one. `is_default`: databases that are opened without naming a VFS go
+** Registers the VFS "balsa" over `base`. `is_default`: databases that are opened without naming a VFS go
 ** through it too. SQLite error code. Once per process.
 */
-int vfs_register(const struct vfs_host *host, bool is_default);
+int vfs_register(const struct vfs_host *host, sqlite3_vfs *base, bool is_default);
 
 /* One open main database file of one SQLite connection. Used on the connection's own thread. */
 struct vfs_connection;

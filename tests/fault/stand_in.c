@@ -158,7 +158,7 @@ static void detach(struct vfs_database *database) {
 void stand_in_setup(void) {
   static const struct vfs_host host = {attach, detach};
   sqlite3_initialize();
-  check(vfs_register(&host, false), "vfs_register");
+  check(vfs_register(&host, sqlite3_vfs_find(NULL), false), "vfs_register");
 }
 
 /* ---- Its life ---- */

@@ -59,7 +59,7 @@ static void help_plain(const char *path) {
 static void help_take(const char *path, const char *folder) {
   struct vfs_ownership *ownership;
   char text[VFS_OWNERSHIP_TEXT_MAX], line[LINE_MAX_BYTES];
-  int rc = vfs_ownership_take(path, folder, &ownership, text);
+  int rc = vfs_ownership_take(os_real(), path, folder, &ownership, text);
   answer(rc, text);
   while (fgets(line, sizeof line, stdin) != NULL) continue;
   vfs_ownership_release(ownership);
@@ -158,7 +158,7 @@ static void make_database(const char *journal_mode) {
 static struct vfs_ownership *take(void) {
   char text[VFS_OWNERSHIP_TEXT_MAX];
   struct vfs_ownership *ownership;
-  int rc = vfs_ownership_take(path, folder, &ownership, text);
+  int rc = vfs_ownership_take(os_real(), path, folder, &ownership, text);
   if (rc != 0) fail_msg("%d %s", rc, text);
   return ownership;
 }
@@ -258,7 +258,7 @@ static void a_killed_owner_leaves_nothing_behind(void **state) {
   struct vfs_ownership *ownership;
   char text[VFS_OWNERSHIP_TEXT_MAX];
   assert_int_equal(start_helper(&helper, "take", path, folder), 0);
-  assert_int_equal(vfs_ownership_take(path, folder, &ownership, text), -EBUSY);
+  assert_int_equal(vfs_ownership_take(os_real(), path, folder, &ownership, text), -EBUSY);
   assert_null(ownership);
   assert_names(text, helper.pid);
   assert_int_equal(kill(helper.pid, SIGKILL), 0);
@@ -270,7 +270,7 @@ static void the_same_process_is_refused_too(void **state) {
   (void)state;
   char text[VFS_OWNERSHIP_TEXT_MAX];
   struct vfs_ownership *first = take(), *second;
-  assert_int_equal(vfs_ownership_take(path, folder, &second, text), -EBUSY);
+  assert_int_equal(vfs_ownership_take(os_real(), path, folder, &second, text), -EBUSY);
   assert_non_null(strstr(text, "this process itself"));
   vfs_ownership_release(first);
   vfs_ownership_release(NULL);
@@ -300,18 +300,11 @@ static void alone_it_keeps_everybody_out_until_it_has_settled(void **state) {
 
 static void a_missing_database_is_made(void **state) {
   (void)state;
-  dev_t device;
-  ino_t inode;
   struct stat status;
   struct vfs_ownership *ownership = take();
-  vfs_ownership_identity(ownership, &device, &inode);
-  assert_int_equal(inode, 0);
   assert_true(lock_files(ownership));
   assert_int_equal(stat(path, &status), 0);
   assert_int_equal(status.st_size, 0);
-  vfs_ownership_identity(ownership, &device, &inode);
-  assert_int_equal(inode, status.st_ino);
-  assert_int_equal(device, status.st_dev);
   vfs_ownership_release(ownership);
 }
 
@@ -494,7 +487,7 @@ static void hard_links_are_refused(void **state) {
   struct vfs_ownership *ownership;
   make_database("WAL");
   assert_int_equal(link(path, beside("-link")), 0);
-  assert_int_equal(vfs_ownership_take(path, folder, &ownership, text), -EMLINK);
+  assert_int_equal(vfs_ownership_take(os_real(), path, folder, &ownership, text), -EMLINK);
   assert_non_null(strstr(text, "hard links"));
 }
 
@@ -502,7 +495,7 @@ static void a_missing_folder_is_an_error_with_its_name(void **state) {
   (void)state;
   char text[VFS_OWNERSHIP_TEXT_MAX];
   struct vfs_ownership *ownership;
-  assert_int_equal(vfs_ownership_take(path, "/nonexistent", &ownership, text), -ENOENT);
+  assert_int_equal(vfs_ownership_take(os_real(), path, "/nonexistent", &ownership, text), -ENOENT);
   assert_non_null(strstr(text, "/nonexistent/lock"));
 }
 

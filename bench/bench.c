@@ -13,20 +13,26 @@
 #include "bench.h"
 
 static const char help[] =
-    "Usage: bench commits|log|readers|run [options]\n"
+    "Usage: bench commits|log|readers|run|snapshot|endless|restart [options]\n"
     "  commits   commits per second: plain SQLite, Balsa with one node and with three\n"
     "  log       bytes in the log per insert\n"
     "  readers   reads beside writers, and on a follower that applies\n"
     "  run       --commits commits and nothing else, for strace and perf\n"
+    "  snapshot  a snapshot of a database of --size beside writers; an empty follower catches up\n"
+    "  endless   updates for --seconds: disk, memory, stalls\n"
+    "  restart   SIGKILL with --size of log to redo; from exec to the first read and write\n"
     "Options, with what `commits` takes by itself:\n"
     "  --variants plain,one,three   also queued: plain SQLite, whose application queues its writers\n"
-    "  --tables random,rowid        also index: see README.md\n"
+    "  --tables random,rowid        also index, update: see README.md\n"
     "  --writers 1,4,16             threads, each with a connection\n"
     "  --readers 4                  threads that read (readers)\n"
     "  --runs 3  --seconds 3  --warm-up 0.3\n"
     "  --rows 10000                 in the table before\n"
     "  --commits 5000               how many (log, run)\n"
     "  --busy-timeout 10000         of writers, in ms\n"
+    "  --size 1024                  of the database (snapshot) or of the log (restart: 64), in MiB\n"
+    "  --cuts 5                     of the connection while a follower catches up (snapshot)\n"
+    "  --parameters TEXT            added to the URI of each node, as in '&log_tail=1M'\n"
     "  --dir FOLDER                 where the databases lie for the time: $TMPDIR or /tmp\n"
     "  --wrap COMMAND               put before the command of each child; %n is the node's number, 0 for plain SQLite\n"
     "  --json                       one array of objects\n";
@@ -35,11 +41,15 @@ static const struct {
   const char *name;
   void (*run)(const struct options *options);
   const char *variants, *tables, *writers;
+  uint32_t runs, rows, run_ms, size_mib;
 } benches[] = {
-    {"commits", bench_commits, "plain,one,three", "random,rowid", "1,4,16"},
-    {"log", bench_log_bytes, "one", "random,index,rowid", "1,16"},
-    {"readers", bench_readers, "plain,one,three", "rowid", "16"},
-    {"run", bench_run, "three", "random", "16"},
+    {"commits", bench_commits, "plain,one,three", "random,rowid", "1,4,16", 3, 10000, 3000, 0},
+    {"log", bench_log_bytes, "one", "random,index,rowid", "1,16", 3, 10000, 3000, 0},
+    {"readers", bench_readers, "plain,one,three", "rowid", "16", 3, 10000, 3000, 0},
+    {"run", bench_run, "three", "random", "16", 3, 10000, 3000, 0},
+    {"snapshot", bench_snapshot, "one,three", "rowid", "4", 3, 10000, 5000, 1024},
+    {"endless", bench_endless, "three", "update", "16", 1, 100000, 600000, 0},
+    {"restart", bench_restart, "one", "update", "16", 3, 500000, 0, 64},
 };
 
 /* The values of a list, each by `find`. */
@@ -107,8 +117,8 @@ static uint32_t parse_number(const char *option, const char *text, long low, lon
 static uint64_t parse_seconds(const char *option, const char *text) {
   char *end;
   double value = strtod(text, &end);
-  if (*end || end == text || !(value >= 0.0 && value <= 60.0))
-    die("--%s %s: seconds from 0 to 60 are wanted", option, text);
+  if (*end || end == text || !(value >= 0.0 && value <= 86400.0))
+    die("--%s %s: seconds from 0 to 86400 are wanted", option, text);
   return (uint64_t)(value * 1000);
 }
 
@@ -123,6 +133,9 @@ enum {
   ROWS,
   COMMITS,
   BUSY_TIMEOUT,
+  SIZE,
+  CUTS,
+  PARAMETERS,
   DIR,
   WRAP,
   JSON,
@@ -139,6 +152,9 @@ static const struct option long_options[] = {
     {"rows", required_argument, NULL, ROWS},
     {"commits", required_argument, NULL, COMMITS},
     {"busy-timeout", required_argument, NULL, BUSY_TIMEOUT},
+    {"size", required_argument, NULL, SIZE},
+    {"cuts", required_argument, NULL, CUTS},
+    {"parameters", required_argument, NULL, PARAMETERS},
     {"dir", required_argument, NULL, DIR},
     {"wrap", required_argument, NULL, WRAP},
     {"json", no_argument, NULL, JSON},
@@ -158,6 +174,9 @@ static void set_option(struct options *options, const char **dir, int option) {
   case ROWS: options->rows = parse_number("rows", optarg, 1, 10000000); break;
   case COMMITS: options->commits = parse_number("commits", optarg, 1, 1000000); break;
   case BUSY_TIMEOUT: options->busy_timeout_ms = parse_number("busy-timeout", optarg, 0, 60000); break;
+  case SIZE: options->bytes = (uint64_t)parse_number("size", optarg, 1, 1 << 20) << 20; break;
+  case CUTS: options->cuts = parse_number("cuts", optarg, 0, 100); break;
+  case PARAMETERS: options->parameters = optarg; break;
   case DIR: *dir = optarg; break;
   case WRAP: options->wrap = optarg; break;
   case JSON: options->is_json = true; break;
@@ -183,13 +202,12 @@ int main(int argc, char **argv) {
   struct options options = {
       .program = program,
       .folder = folder,
+      .parameters = "",
       .readers = 4,
-      .rows = 10000,
-      .runs = 3,
       .commits = 5000,
       .busy_timeout_ms = 10000,
-      .run_ms = 3000,
       .warm_up_ms = 300,
+      .cuts = 5,
   };
   const char *dir = getenv("TMPDIR");
   size_t bench = 0, n_benches = sizeof benches / sizeof *benches;
@@ -203,6 +221,10 @@ int main(int argc, char **argv) {
   set_variants(&options, benches[bench].variants);
   set_tables(&options, benches[bench].tables);
   set_writers(&options, benches[bench].writers);
+  options.runs = benches[bench].runs;
+  options.rows = benches[bench].rows;
+  options.run_ms = benches[bench].run_ms;
+  options.bytes = (uint64_t)benches[bench].size_mib << 20;
   optind = 2;
   for (int option; (option = getopt_long(argc, argv, "", long_options, NULL)) != -1;)
     set_option(&options, &dir, option);

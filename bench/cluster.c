@@ -21,7 +21,7 @@
 #include "bench.h"
 
 #define READY_MS_MAX 30000 /* from the first open to a cluster that is ready */
-#define REPLY_MS_MAX 120000
+#define REPLY_MS_MIN 120000
 #define STOP_MS_MAX 10000
 #define POLL_MS 20
 #define WRAP_WORDS_MAX 32
@@ -31,6 +31,7 @@ const char *const variant_names[N_VARIANTS] = {"plain", "queued", "one", "three"
 
 static const char *folder_to_remove;
 static struct child *running[CHILDREN_MAX];
+static uint64_t reply_ms_max = REPLY_MS_MIN;
 
 static int remove_one(const char *path, const struct stat *info, int type, struct FTW *walk) {
   (void)info, (void)type, (void)walk;
@@ -128,8 +129,8 @@ void child_receive(const struct child *child, struct reply *reply) {
   *reply = (struct reply){.is_ok = false};
   for (size_t got = 0; got < sizeof *reply;) {
     struct pollfd pollfd = {.fd = child->from, .events = POLLIN};
-    int ready = poll(&pollfd, 1, REPLY_MS_MAX);
-    if (ready == 0) die("a child process has not answered for %d s", REPLY_MS_MAX / 1000);
+    int ready = poll(&pollfd, 1, (int)reply_ms_max);
+    if (ready == 0) die("a child process has not answered for %d s", (int)(reply_ms_max / 1000));
     if (ready < 0) die("interrupted");
     ssize_t n = read(child->from, (char *)reply + got, sizeof *reply - got);
     if (n <= 0) die("a child process has ended (its message is above, if it had one)");
@@ -161,6 +162,15 @@ void child_stop(struct child *child) {
   wait_for_end(child);
 }
 
+void child_kill(struct child *child) {
+  kill(child->pid, SIGKILL);
+  wait_for_end(child);
+}
+
+void child_patience_ms(uint64_t ms) {
+  reply_ms_max = ms < REPLY_MS_MIN ? REPLY_MS_MIN : ms;
+}
+
 /* ---- Clusters ---- */
 
 /* Ports that nobody uses now: all are held until the last one is known, so that they differ. */
@@ -178,23 +188,26 @@ static void free_ports(uint16_t *ports, size_t n) {
   for (size_t i = 0; i < n; i++) close(sockets[i]);
 }
 
+/* Of the last node everybody but itself knows the relay. */
 static void start_nodes(struct cluster *cluster, const struct options *options) {
-  uint16_t ports[BENCH_NODES_MAX] = {0};
-  char uri[2 * BENCH_PATH_MAX], peers[BENCH_TEXT_MAX] = "";
-  size_t length = 0;
-  free_ports(ports, cluster->n_children);
-  for (unsigned i = 0; i < cluster->n_children; i++)
+  uint16_t ports[BENCH_NODES_MAX] = {0}, known[BENCH_NODES_MAX];
+  char peers[BENCH_TEXT_MAX] = "";
+  size_t length = 0, n = cluster->n_children;
+  free_ports(ports, n);
+  memcpy(known, ports, sizeof known);
+  if (options->is_relayed) cluster->relay = relay_start(ports[n - 1], &known[n - 1]);
+  for (unsigned i = 0; i < n; i++)
     length += (size_t)snprintf(peers + length, sizeof peers - length, "%s%u@127.0.0.1:%u", i ? "," : "", i + 1,
-                               ports[i]);
-  for (unsigned i = 0; i < cluster->n_children; i++) {
-    snprintf(uri, sizeof uri, "file:%s?vfs=balsa&node=%u&listen=127.0.0.1:%u&peers=%s", cluster->paths[i], i + 1,
-             ports[i], peers);
-    child_start(&cluster->children[i], options, false, uri, i + 1);
+                               known[i]);
+  for (unsigned i = 0; i < n; i++) {
+    snprintf(cluster->uris[i], sizeof cluster->uris[i],
+             "file:%s?vfs=balsa&node=%u&listen=127.0.0.1:%u&advertise=127.0.0.1:%u&peers=%s%s", cluster->paths[i],
+             i + 1, ports[i], known[i], peers, options->parameters);
+    child_start(&cluster->children[i], options, false, cluster->uris[i], i + 1);
   }
 }
 
-/* All ready, one leads. */
-static void wait_until_ready(struct cluster *cluster) {
+void cluster_wait_ready(struct cluster *cluster) {
   uint64_t deadline = now_ns() + READY_MS_MAX * BENCH_MS;
   struct reply reply;
   for (size_t n_ready = 0; n_ready < cluster->n_children || !cluster->leader;) {
@@ -212,7 +225,6 @@ static void wait_until_ready(struct cluster *cluster) {
 
 void cluster_start(struct cluster *cluster, const struct options *options, enum variant variant) {
   *cluster = (struct cluster){.variant = variant, .n_children = variant == VARIANT_THREE ? 3 : 1};
-  char uri[2 * BENCH_PATH_MAX];
   folder_to_remove = options->folder;
   for (unsigned i = 0; i < cluster->n_children; i++) {
     char folder[BENCH_PATH_MAX - 16];
@@ -225,10 +237,11 @@ void cluster_start(struct cluster *cluster, const struct options *options, enum 
     start_nodes(cluster, options);
   } else {
     bool is_plain = variant != VARIANT_ONE;
-    snprintf(uri, sizeof uri, "file:%s%s", cluster->paths[0], is_plain ? "" : "?vfs=balsa");
-    child_start(&cluster->children[0], options, is_plain, uri, is_plain ? 0 : 1);
+    snprintf(cluster->uris[0], sizeof cluster->uris[0], "file:%s%s%s", cluster->paths[0], is_plain ? "" : "?vfs=balsa",
+             is_plain ? "" : options->parameters);
+    child_start(&cluster->children[0], options, is_plain, cluster->uris[0], is_plain ? 0 : 1);
   }
-  wait_until_ready(cluster);
+  cluster_wait_ready(cluster);
 }
 
 void cluster_stop(struct cluster *cluster, const struct options *options) {
@@ -242,27 +255,30 @@ void cluster_stop(struct cluster *cluster, const struct options *options) {
     snprintf(folder, sizeof folder, "%s/node-%u", options->folder, i + 1);
     remove_tree(folder);
   }
+  if (cluster->relay) relay_stop(cluster->relay);
 }
 
-static void wait_until_applied(struct cluster *cluster) {
-  uint64_t deadline = now_ns() + READY_MS_MAX * BENCH_MS;
+void cluster_restart(struct cluster *cluster, const struct options *options, size_t node) {
+  child_start(&cluster->children[node], options, false, cluster->uris[node], (unsigned)node + 1);
+}
+
+void cluster_wait_applied(struct cluster *cluster, size_t node, uint64_t limit_ms) {
+  uint64_t deadline = now_ns() + limit_ms * BENCH_MS;
   struct request request = {.operation = OP_STATUS};
   struct reply leader, reply;
   child_ask(cluster->leader, &request, &leader);
-  for (size_t i = 0; i < cluster->n_children; i++) {
-    child_ask(&cluster->children[i], &request, &reply);
-    while (reply.applied_index < leader.commit_index) {
-      if (now_ns() > deadline) die("node %zu does not catch up: %s", i + 1, reply.state);
-      poll(NULL, 0, POLL_MS);
-      child_ask(&cluster->children[i], &request, &reply);
-    }
+  child_ask(&cluster->children[node], &request, &reply);
+  while (reply.applied_index < leader.commit_index) {
+    if (now_ns() > deadline) die("node %zu does not catch up: %s", node + 1, reply.state);
+    poll(NULL, 0, POLL_MS);
+    child_ask(&cluster->children[node], &request, &reply);
   }
 }
 
 void cluster_prepare(struct cluster *cluster, enum table_kind table, uint32_t rows) {
   struct reply reply;
   child_ask(cluster->leader, &(struct request){.operation = OP_PREPARE, .table = table, .rows = rows}, &reply);
-  wait_until_applied(cluster);
+  for (size_t i = 0; i < cluster->n_children; i++) cluster_wait_applied(cluster, i, READY_MS_MAX);
 }
 
 double cluster_cpu_us(const struct cluster *cluster) {

@@ -17,9 +17,12 @@
 
 #define PAUSE_AFTER_ERROR_NS (1 * BENCH_MS) /* a node that refuses everything is not asked a million times */
 
-const char *const table_names[N_TABLE_KINDS] = {"rowid", "random", "index"};
+#define STATUS_EVERY_MS 100
 
-enum phase { PHASE_WARM_UP, PHASE_RUN, PHASE_OVER };
+const char *const table_names[N_TABLE_KINDS] = {"rowid", "random", "index", "update"};
+
+/* PHASE_RUN + a stage: the time that counts. */
+enum phase { PHASE_WARM_UP, PHASE_RUN, PHASE_OVER = PHASE_RUN + N_STAGES };
 
 struct load {
   const struct request *request;
@@ -36,8 +39,9 @@ struct worker {
   sqlite3 *db;
   sqlite3_stmt *statement;
   uint64_t acknowledged;
-  struct tally tally;
-  struct histogram histogram;
+  uint64_t done[N_STAGES];
+  struct tally tally; /* its errors */
+  struct histogram histograms[N_STAGES];
 };
 
 uint64_t now_ns(void) {
@@ -71,8 +75,11 @@ static void random_bytes(struct worker *worker, uint8_t *bytes, size_t n) {
 static int write_row(struct worker *worker) {
   uint8_t row[BENCH_ROW_BYTES];
   random_bytes(worker, row, sizeof row);
-  if (worker->load->request->table == TABLE_ROWID) {
+  const struct request *request = worker->load->request;
+  if (request->table == TABLE_ROWID || request->table == TABLE_UPDATE) {
     sqlite3_bind_blob(worker->statement, 1, row, sizeof row, SQLITE_STATIC);
+    if (request->table == TABLE_UPDATE)
+      sqlite3_bind_int64(worker->statement, 2, (sqlite3_int64)(1 + next_random(worker) % request->rows));
   } else {
     sqlite3_bind_blob(worker->statement, 1, row, BENCH_KEY_BYTES, SQLITE_STATIC);
     sqlite3_bind_blob(worker->statement, 2, row + BENCH_KEY_BYTES, BENCH_ROW_BYTES - BENCH_KEY_BYTES, SQLITE_STATIC);
@@ -100,6 +107,10 @@ static void note_error(struct worker *worker, int code) {
   sleep_ns(PAUSE_AFTER_ERROR_NS);
 }
 
+static bool is_counted(enum phase phase) {
+  return phase != PHASE_WARM_UP && phase != PHASE_OVER;
+}
+
 /* One statement that commits by itself, or one read. */
 static void work_once(struct worker *worker) {
   struct load *load = worker->load;
@@ -111,13 +122,14 @@ static void work_once(struct worker *worker) {
   if (has_turn) pthread_mutex_unlock(&load->queue);
   uint64_t took = now_ns() - begin;
   enum phase after = atomic_load(&load->phase);
-  if (after == PHASE_RUN || before == PHASE_RUN) histogram_add(&worker->histogram, took);
+  if (is_counted(after)) histogram_add(&worker->histograms[after - PHASE_RUN], took);
+  if (is_counted(before) && before != after) histogram_add(&worker->histograms[before - PHASE_RUN], took);
   if (code != SQLITE_OK) {
     note_error(worker, code);
     return;
   }
   worker->acknowledged++;
-  if (after == PHASE_RUN) worker->tally.done++;
+  if (is_counted(after)) worker->done[after - PHASE_RUN]++;
 }
 
 static void *work(void *arg) {
@@ -137,6 +149,7 @@ static bool worker_open(struct worker *worker, const char *uri, const struct req
       "INSERT INTO t(body) VALUES (?)",
       "INSERT INTO t(key, body) VALUES (?, ?)",
       "INSERT INTO t(key, body) VALUES (?, ?)",
+      "UPDATE t SET body = ? WHERE id = ?",
   };
   const char *sql = worker->is_reader ? "SELECT body FROM t WHERE id = ?" : inserts[request->table];
   int code = sqlite3_open_v2(uri, &worker->db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_URI, NULL);
@@ -186,9 +199,76 @@ static void join(struct worker *workers, size_t n, bool readers) {
   }
 }
 
-/* Starts the threads, lets them work, ends them. */
-static void run(struct load *load, struct worker *workers, size_t n, struct reply *reply) {
+/* What the main thread does meanwhile, on a connection of its own. */
+struct observer {
+  sqlite3 *db;
+  sqlite3_stmt *status; /* NULL: no Balsa */
+  const struct request *request;
+  struct reply *reply;
+  uint64_t log_bytes;
+};
+
+static bool observer_open(struct observer *observer, const char *uri) {
+  int code = sqlite3_open_v2(uri, &observer->db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_URI, NULL);
+  if (code == SQLITE_OK && strstr(uri, "vfs=balsa"))
+    code = sqlite3_prepare_v2(observer->db, "SELECT wal_frames, log_bytes FROM balsa_status", -1, &observer->status,
+                              NULL);
+  if (code != SQLITE_OK)
+    snprintf(observer->reply->text, sizeof observer->reply->text, "%s: %s", uri, sqlite3_errmsg(observer->db));
+  return code == SQLITE_OK;
+}
+
+static void observer_close(struct observer *observer) {
+  sqlite3_finalize(observer->status);
+  sqlite3_close(observer->db);
+}
+
+static void look(struct observer *observer) {
+  if (!observer->status || sqlite3_step(observer->status) != SQLITE_ROW) return;
+  uint64_t frames = (uint64_t)sqlite3_column_int64(observer->status, 0);
+  observer->log_bytes = (uint64_t)sqlite3_column_int64(observer->status, 1);
+  if (frames > observer->reply->wal_frames_max) observer->reply->wal_frames_max = frames;
+  sqlite3_reset(observer->status);
+}
+
+/* Sleeps, and looks at the node now and then. */
+static void observe(struct observer *observer, uint64_t ms) {
+  uint64_t until = now_ns() + ms * BENCH_MS, wanted = observer->request->log_bytes;
+  for (uint64_t now = now_ns(); now < until && (!wanted || observer->log_bytes < wanted); now = now_ns()) {
+    sleep_ns(until - now < STATUS_EVERY_MS * BENCH_MS ? until - now : STATUS_EVERY_MS * BENCH_MS);
+    look(observer);
+  }
+}
+
+static void take_snapshot(struct observer *observer) {
+  sqlite3_stmt *statement = NULL;
+  struct reply *reply = observer->reply;
+  if (sqlite3_prepare_v2(observer->db, "SELECT balsa_snapshot()", -1, &statement, NULL) == SQLITE_OK &&
+      sqlite3_step(statement) == SQLITE_ROW)
+    reply->snapshot_index = (uint64_t)sqlite3_column_int64(statement, 0);
+  else
+    snprintf(reply->text, sizeof reply->text, "balsa_snapshot(): %s", sqlite3_errmsg(observer->db));
+  sqlite3_finalize(statement);
+}
+
+static void run_stages(struct load *load, struct observer *observer) {
   const struct request *request = load->request;
+  enum stage last = request->has_snapshot ? STAGE_AFTER : STAGE_BEFORE;
+  for (enum stage stage = STAGE_BEFORE; stage <= last; stage++) {
+    uint64_t begin = now_ns();
+    atomic_store(&load->phase, (enum phase)(PHASE_RUN + stage));
+    if (stage == STAGE_DURING)
+      take_snapshot(observer);
+    else
+      observe(observer, request->run_ms);
+    observer->reply->stage_seconds[stage] = (double)(now_ns() - begin) / 1e9;
+  }
+}
+
+/* Starts the threads, lets them work, ends them. */
+static void run(struct load *load, struct worker *workers, size_t n, struct observer *observer) {
+  const struct request *request = load->request;
+  struct reply *reply = observer->reply;
   if (request->commits) atomic_store(&load->phase, PHASE_RUN);
   struct usage from = usage_now();
   for (size_t i = 0; i < n; i++) {
@@ -200,8 +280,7 @@ static void run(struct load *load, struct worker *workers, size_t n, struct repl
   } else {
     sleep_ns(request->warm_up_ms * BENCH_MS);
     from = usage_now();
-    atomic_store(&load->phase, PHASE_RUN);
-    sleep_ns(request->run_ms * BENCH_MS);
+    run_stages(load, observer);
   }
   atomic_store(&load->phase, PHASE_OVER);
   struct usage to = usage_now();
@@ -213,9 +292,29 @@ static void run(struct load *load, struct worker *workers, size_t n, struct repl
   reply->preemptions = to.preemptions - from.preemptions;
 }
 
-static void sum_up(const struct worker *workers, size_t n, bool readers, struct histogram *histogram,
-                   struct tally *tally) {
-  *histogram = (struct histogram){.n = 0};
+static void note_latencies(const struct histogram *histogram, struct tally *tally) {
+  tally->median_us = histogram_us(histogram, 0.5);
+  tally->high_us = histogram_us(histogram, 0.99);
+  tally->highest_us = histogram_us(histogram, 0.999);
+  tally->max_us = histogram_us(histogram, 1);
+}
+
+/* `stages` may be NULL. */
+static void sum_up(const struct worker *workers, size_t n, bool readers, struct tally *tally, struct tally *stages) {
+  static struct histogram all, of_stage;
+  all = (struct histogram){.n = 0};
+  for (size_t stage = 0; stage < N_STAGES; stage++) {
+    of_stage = (struct histogram){.n = 0};
+    for (size_t i = 0; i < n; i++) {
+      if (workers[i].is_reader != readers) continue;
+      tally->done += workers[i].done[stage];
+      if (stages) stages[stage].done += workers[i].done[stage];
+      histogram_merge(&of_stage, &workers[i].histograms[stage]);
+    }
+    histogram_merge(&all, &of_stage);
+    if (stages) note_latencies(&of_stage, &stages[stage]);
+  }
+  note_latencies(&all, tally);
   for (size_t i = 0; i < n; i++) {
     const struct worker *worker = &workers[i];
     if (worker->is_reader != readers) continue;
@@ -223,24 +322,20 @@ static void sum_up(const struct worker *workers, size_t n, bool readers, struct 
       tally->first_error = worker->tally.first_error;
       memcpy(tally->first_text, worker->tally.first_text, sizeof tally->first_text);
     }
-    tally->done += worker->tally.done;
     tally->errors += worker->tally.errors;
-    histogram_merge(histogram, &worker->histogram);
   }
-  tally->median_us = histogram_us(histogram, 0.5);
-  tally->high_us = histogram_us(histogram, 0.99);
-  tally->max_us = histogram_us(histogram, 1);
 }
 
 void load_run(const char *uri, const struct request *request, struct reply *reply) {
   struct load load = {.request = request, .queue = PTHREAD_MUTEX_INITIALIZER};
   size_t n = request->writers + request->readers;
   struct worker *workers = calloc(n, sizeof *workers);
-  struct histogram *histogram = calloc(1, sizeof *histogram);
+  struct observer observer = {.request = request, .reply = reply};
   atomic_init(&load.phase, PHASE_WARM_UP);
   atomic_init(&load.left, (long long)request->commits);
-  bool is_open = workers && histogram;
+  bool is_open = workers != NULL;
   if (!is_open) snprintf(reply->text, sizeof reply->text, "no memory");
+  is_open = is_open && observer_open(&observer, uri);
   for (size_t i = 0; is_open && i < n; i++) {
     workers[i].load = &load;
     workers[i].is_reader = i >= request->writers;
@@ -249,13 +344,13 @@ void load_run(const char *uri, const struct request *request, struct reply *repl
     is_open = worker_open(&workers[i], uri, request, reply->text);
   }
   if (is_open) {
-    run(&load, workers, n, reply);
-    sum_up(workers, n, false, histogram, &reply->writes);
-    sum_up(workers, n, true, histogram, &reply->reads);
+    run(&load, workers, n, &observer);
+    sum_up(workers, n, false, &reply->writes, reply->stage_writes);
+    sum_up(workers, n, true, &reply->reads, NULL);
     for (size_t i = 0; i < request->writers; i++) reply->acknowledged += workers[i].acknowledged;
   }
   reply->is_ok = is_open && !reply->text[0];
   for (size_t i = 0; workers && i < n; i++) worker_close(&workers[i]);
+  observer_close(&observer);
   free(workers);
-  free(histogram);
 }

@@ -10,7 +10,7 @@
 #
 # Parts of `make test`, each also alone:
 #   make layers  make unit  make trace  make sim SEED=7 (or SEEDS=1..100)  make mutants
-#   make asan  make tsan  make installed  make cluster
+#   make damage SEED=7 (or DAMAGE_SEEDS=1..1000)  make asan  make tsan  make installed  make cluster
 # One unit test:         make unit TESTS=test_slot_file
 #
 # Options: CC=gcc|clang  WERROR=1  ASAN=1 (address + undefined)  TSAN=1  BUILD=folder
@@ -91,6 +91,7 @@ SIM_OBJECTS := $(patsubst %.c,$(OUT)/test-objects/%.o,$(sort $(wildcard tests/si
 UNIT_TESTS := $(patsubst tests/unit/%.c,%,$(sort $(wildcard tests/unit/test_*.c)))
 UNIT_HELPER_OBJECTS := $(patsubst %.c,$(OUT)/test-objects/%.o,\
   $(filter-out tests/unit/test_%.c,$(sort $(wildcard tests/unit/*.c))))
+DAMAGE_OBJECTS := $(patsubst %.c,$(OUT)/test-objects/%.o,$(sort $(wildcard tests/damage/*.c)))
 BENCH_OBJECTS := $(patsubst %.c,$(OUT)/test-objects/%.o,$(sort $(wildcard bench/*.c)))
 
 # Known-bad variants of the core and the log, each of which the simulation must catch.
@@ -172,6 +173,11 @@ $(OUT)/tests/sim: $(SIM_OBJECTS) $(FAULT_OBJECTS) $(OUT)/libbalsa.a
 	@mkdir -p $(@D)
 	$(Q)$(TEST_LINK)
 
+$(OUT)/tests/damage: $(DAMAGE_OBJECTS) $(OUT)/libbalsa.a
+	$(call say,LD,$@)
+	@mkdir -p $(@D)
+	$(Q)$(TEST_LINK)
+
 define MUTANT
 $(OUT)/mutant-objects/$(1)/%.o: %.c $(OUT)/flags
 	@mkdir -p $$(@D)
@@ -204,6 +210,7 @@ run_all = $(BEGIN); status=0; \
 
 SEED ?=
 SEEDS ?= 1..200
+DAMAGE_SEEDS ?= 1..$(call scaled,300)
 MUTANT_SEEDS ?= 1..3000
 # Many seeds are shared by the cores, in slices large enough for each fault class to occur in each.
 SIM_SLICE_MIN := 200
@@ -216,7 +223,7 @@ TESTS ?= $(UNIT_TESTS)
 THREADED_TESTS ?= $(patsubst tests/unit/%.c,%,$(sort $(shell grep -lsE \
   'pthread_create|os_thread_start|raft_transport_get|balsa_init' tests/unit/test_*.c)))
 
-.PHONY: unit trace sim mutants layers asan tsan cluster
+.PHONY: unit trace sim mutants damage layers asan tsan cluster
 unit: $(TESTS:%=$(OUT)/tests/unit/%)
 	+@$(call run_all,$(TESTS:%=run-unit-%))
 
@@ -230,6 +237,13 @@ sim: $(if $(SIM_OBJECTS),$(OUT)/tests/sim)
 mutants: $(if $(SIM_OBJECTS),$(MUTANT_PROGRAMS))
 	+@$(call run_all,$(if $(SIM_OBJECTS),$(MUTANTS:%=run-mutant-%)))
 
+# A range is shared by the cores.
+DAMAGE_SLICES = $(shell echo $(DAMAGE_SEEDS) | awk -F '[.][.]' '{ \
+  n = $$2 - $$1 + 1; m = int((n + 1) / 2); printf "%d..%d", $$1, $$1 + m - 1; \
+  if (n > 1) printf " %d..%d", $$1 + m, $$2 }')
+damage: $(OUT)/tests/damage
+	+@$(call run_all,$(if $(SEED),run-damage-seed,$(DAMAGE_SLICES:%=run-damage-%)))
+
 layers: $(CORE_OBJECTS)
 	+@$(call run_all,run-layers)
 
@@ -239,7 +253,8 @@ asan:
 tsan:
 	+@$(PARALLEL) TSAN=1 unit TESTS="$(THREADED_TESTS)"
 
-.PHONY: $(TESTS:%=run-unit-%) $(MUTANTS:%=run-mutant-%) $(SIM_SLICES:%=run-sim-%) run-trace run-sim-seed run-layers
+.PHONY: $(TESTS:%=run-unit-%) $(MUTANTS:%=run-mutant-%) $(SIM_SLICES:%=run-sim-%) run-trace run-sim-seed run-layers run-damage-seed \
+  $(DAMAGE_SLICES:%=run-damage-%)
 $(TESTS:%=run-unit-%): run-unit-%:
 	@$(RUN) $* $(OUT)/tests/unit/$*
 run-trace:
@@ -250,6 +265,10 @@ $(SIM_SLICES:%=run-sim-%): run-sim-%:
 	@$(RUN) --tell sim-seeds-$* $(OUT)/tests/sim --seeds $*
 $(MUTANTS:%=run-mutant-%): run-mutant-%:
 	@$(RUN) --must-fail mutant-$* $(OUT)/tests/sim-$* --seeds $(MUTANT_SEEDS)
+run-damage-seed:
+	@$(RUN) --show damage-seed-$(SEED) $(OUT)/tests/damage --seed $(SEED)
+$(DAMAGE_SLICES:%=run-damage-%): run-damage-%:
+	@$(RUN) damage-seeds-$* $(OUT)/tests/damage --seeds $*
 run-layers:
 	@$(RUN) layers sh tests/layers.sh $(NM) $(OUT)/core-objects
 
@@ -287,7 +306,7 @@ installed: all
 
 # ---- The whole ----
 
-STAGES ?= layers unit trace sim mutants asan tsan installed cluster
+STAGES ?= layers unit trace sim mutants damage asan tsan installed cluster
 .PHONY: test soak
 test:
 	@sh tests/deps.sh --if-missing build

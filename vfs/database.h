@@ -27,6 +27,7 @@
 #define VFS_LOST_RANGES 64                /* remembered ranges of lost sequences; older ones count as lost */
 #define VFS_BOUNDARIES_MAX 8192           /* remembered transaction boundaries in the WAL, for checkpoints */
 #define VFS_CHECKPOINT_FRAMES 1000        /* default bound at which a checkpoint is asked for */
+#define VFS_VERIFY_BYTES (64u << 20)      /* a file up to this is read through at every start */
 #define VFS_PART_BYTES (1u << 20)         /* a transaction's change set is cut into parts of about this size, raw */
 #define VFS_RESERVE_FRAMES 4096           /* wal-index regions are mapped this far ahead */
 #define VFS_DRAIN_MAX (5 * OS_MS)         /* the second pass of a checkpoint stalls writers no longer than this */

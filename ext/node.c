@@ -110,6 +110,8 @@ static struct node *node_new(const char *path) {
   os_condition_init(&node->snapshot_condition);
   os_condition_init(&node->snapshot_done);
   os_condition_init(&node->transfer_condition);
+  os_condition_init(&node->asking_condition);
+  os_random(node->os, &node->request_context, sizeof node->request_context);
   return node;
 }
 
@@ -124,6 +126,7 @@ static void node_free(struct node *node) {
   pthread_cond_destroy(&node->snapshot_condition);
   pthread_cond_destroy(&node->snapshot_done);
   pthread_cond_destroy(&node->transfer_condition);
+  pthread_cond_destroy(&node->asking_condition);
   pthread_mutex_destroy(&node->mutex);
   pthread_mutex_destroy(&node->facts_mutex);
   free(node->disk_reads);

@@ -11,6 +11,7 @@
 **   node_compact.c   what the log weighs, and how much of it is kept
 **   node_restore.c   a snapshot becomes the database
 **   node_transfer.c  the transfer thread: snapshots to followers, and from the leader
+**   node_request.c   commands to the leader, from any node
 **   node_status.c  looking in
 **
 ** Threads: the transport's loop (messages, ticks), the log thread (flushes that no committing thread leads,
@@ -66,6 +67,10 @@
 #define NODE_TRANSFER_WINDOW (2u << 20) /* of a snapshot, under way to one follower */
 #define NODE_CHUNKS_MAX 16              /* that came and wait to be written */
 #define NODE_TRANSFERS_MAX (RAFT_MEMBERS_MAX + 1)
+#define NODE_COMMANDS_MAX 32            /* that a leader has at hand */
+#define NODE_REQUEST_PAUSE (20 * OS_MS) /* before a command is sent again */
+#define NODE_REQUEST_PATIENCE OS_SECOND /* without an answer it is sent again */
+#define NODE_WHY_MAX 320                /* bytes of a sentence: what a command waits for */
 
 /* Someone who waits for an index: to be committed, applied, or durable. On the waiting thread's stack. */
 enum node_signal { NODE_WAIT, NODE_LEAD, NODE_DECIDED };
@@ -101,6 +106,41 @@ struct node_weight {
 };
 
 struct node_snapshot;
+
+/* What a node may ask of the leader; numbers of the wire, for ever. */
+enum node_request_kind {
+  NODE_REQUEST_NONE,
+  NODE_REQUESTS,
+};
+
+/* The reply's status; numbers of the wire, for ever. */
+enum node_reply_status {
+  NODE_REPLY_OK,
+  NODE_REPLY_ALREADY,    /* what is asked for was the case before; the text says so */
+  NODE_REPLY_NOT_LEADER, /* ask the one named, or wait until one is known */
+  NODE_REPLY_LATER,      /* not done within wait_ms, or not now: try again */
+  NODE_REPLY_REFUSED,    /* the text says why, and the way out */
+};
+#define NODE_REPLY_MAY_HAPPEN 1 /* bit: NOT_LEADER, LATER: it was begun and may still come to pass */
+
+/* A command that the leader has at hand. node.mutex. */
+struct node_command {
+  struct raft_request request; /* kind NODE_REQUEST_NONE: free */
+  uint64_t term;               /* of the leadership that took it */
+  uint64_t deadline;           /* as far as the asker waits */
+  bool may_happen;             /* something was begun that does not need this leader any more */
+  char why[NODE_WHY_MAX];      /* what it waits for */
+  unsigned stage;              /* the step function's own, from 0 */
+  uint64_t index;              /* likewise */
+};
+
+/* Someone who waits for the answer to a command, on the waiting thread's stack. node.mutex. */
+struct node_asking {
+  struct node_asking *next;
+  uint64_t context;
+  bool is_sent, is_answered;
+  struct raft_request reply;
+};
 
 /* A snapshot on its way to a follower. node.mutex; who closes the file is the transfer thread. */
 struct node_transfer {
@@ -167,6 +207,7 @@ struct node {
   pthread_cond_t snapshot_condition;
   pthread_cond_t snapshot_done; /* an attempt has ended */
   pthread_cond_t transfer_condition;
+  pthread_cond_t asking_condition; /* an answer came, or somebody else leads */
   bool stopping;
   bool frozen; /* starting, or writing the first state: no events go into the core */
 
@@ -220,6 +261,13 @@ struct node {
   struct node_waiters commit_waiters, applied_waiters, durable_waiters;
   struct node_read *reads;
   uint64_t read_context;
+
+  /* Commands. */
+  struct node_asking *asking;
+  uint64_t request_context; /* the latest; it begins at random: a late answer to an earlier process meets nobody */
+  struct node_command commands[NODE_COMMANDS_MAX];
+  size_t n_commands;
+  bool is_stepping;
 
   /* Applying. */
   uint64_t commit_index, applied_index;
@@ -383,6 +431,32 @@ void node_describe_transfer(struct node *node, uint64_t to, char text[NODE_TRANS
 void node_ask_transfers(struct node *node);
 /* mutex held. A chunk that the core has accepted (payload NULL: an empty one); dropped if there are too many. */
 void node_take_chunk(struct node *node, const struct raft_message *message, struct raft_payload *payload);
+
+/* ---- node_request.c ---- */
+
+/*
+** Has the leader carry out a command, be it this node or another, and waits for its answer until `deadline`. No lock held.
+** `command`: kind, and what it wants of node, incarnation, address and bits. SQLITE_OK: done, *reply says more. SQLITE_ERROR:
+** refused; SQLITE_BUSY: not done in time, or that is unknown; both with a sentence in `text`.
+*/
+int node_ask(struct node *node, const struct raft_request *command, uint64_t deadline, struct raft_request *reply,
+             char *text);
+/*
+** mutex held; in node_drain, before the work is taken out of the core. Takes every command a step further: the step function
+** of its kind (the table in node_request.c) looks at the core, calls it if need be, and returns true with an answer in
+** `reply` (status, text, index), or false with the reason in command->why.
+*/
+void node_step_commands(struct node *node);
+void node_say_reply(struct raft_request *reply, const char *format, ...) __attribute__((format(printf, 2, 3)));
+/* mutex held. The answer of a node that does not lead: who does. */
+void node_reply_not_leader(struct node *node, struct raft_request *reply);
+/* Callback of the transport. */
+void node_request_received(void *node, const struct raft_request *request);
+
+/* ---- node_status.c ---- */
+
+/* mutex held. Where a member can be reached, as far as this node knows; "" if it does not. */
+const char *node_address_of(const struct node *node, uint64_t id);
 
 /* ---- node_restore.c ---- */
 

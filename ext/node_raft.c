@@ -87,6 +87,7 @@ static void change_role(struct node *node, const struct raft_work *work) {
   node->term = work->term;
   node->leader = work->leader;
   pthread_cond_broadcast(&node->epoch_condition);
+  pthread_cond_broadcast(&node->asking_condition);
 }
 
 static void change_commit(struct node *node, uint64_t commit_index) {
@@ -185,6 +186,7 @@ void node_drain(struct node *node, const struct raft_entry *entries, size_t n_en
   if (node->frozen) return;
   while (again) {
     struct raft_work work;
+    node_step_commands(node);
     while (raft_take_work(node->raft, &work)) carry_out(node, &work, entries, n_entries);
     look_in(node);
     again = report(node);
@@ -233,41 +235,37 @@ static void on_hello(void *ctx, struct raft_hello *hello) {
   pthread_mutex_unlock(&node->facts_mutex);
 }
 
-static void refuse(char *text, const char *format, ...) __attribute__((format(printf, 2, 3)));
-static void refuse(char *text, const char *format, ...) {
+static bool refuse(struct raft_refusal *refusal, const char *format, ...) __attribute__((format(printf, 2, 3)));
+static bool refuse(struct raft_refusal *refusal, const char *format, ...) {
   va_list arguments;
   va_start(arguments, format);
-  vsnprintf(text, RAFT_TRANSPORT_TEXT_MAX, format, arguments);
+  vsnprintf(refusal->text, sizeof refusal->text, format, arguments);
   va_end(arguments);
+  return false;
 }
 
 /* This node is a member of a cluster: only the other members are met, with the incarnation that it names. */
-static bool meet_member(struct node *node, const struct raft_hello *hello, char *text) {
+static bool meet_member(struct node *node, const struct raft_hello *hello, struct raft_refusal *refusal) {
   char ours[NODE_UUID_TEXT], theirs[NODE_UUID_TEXT];
   const struct raft_configuration *configuration = &node->configuration;
   node_uuid_text(&configuration->cluster, ours);
   if (!node_uuid_is_none(&hello->cluster) && !node_uuid_equal(&hello->cluster, &configuration->cluster)) {
     node_uuid_text(&hello->cluster, theirs);
-    refuse(text,
-           "node %" PRIu64 " is in cluster %s and node %" PRIu64
-           " in cluster %s: one of them has a wrong address or folder",
-           node->id, ours, hello->node, theirs);
-    return false;
+    return refuse(refusal,
+                  "node %" PRIu64 " is in cluster %s and node %" PRIu64
+                  " in cluster %s: one of them has a wrong address or folder",
+                  node->id, ours, hello->node, theirs);
   }
   const struct raft_member *member = raft_configuration_find(configuration, hello->node);
-  if (!member) {
-    refuse(text, "node %" PRIu64 " is not a member of cluster %s, to which node %" PRIu64 " belongs", hello->node, ours,
-           node->id);
-    return false;
-  }
-  if (!node_uuid_equal(&member->incarnation, &hello->incarnation)) {
-    refuse(text,
-           "node %" PRIu64
-           " came to cluster %s with another folder than it joined with: bring back its folder; one whose "
-           "folder is lost has to join as a new member",
-           hello->node, ours);
-    return false;
-  }
+  if (!member)
+    return refuse(refusal, "node %" PRIu64 " is not a member of cluster %s, to which node %" PRIu64 " belongs",
+                  hello->node, ours, node->id);
+  if (!node_uuid_equal(&member->incarnation, &hello->incarnation))
+    return refuse(refusal,
+                  "node %" PRIu64
+                  " came to cluster %s with another folder than it joined with: bring back its folder; one whose "
+                  "folder is lost has to join as a new member",
+                  hello->node, ours);
   /* It may have moved: it dials us, and we answer where it says it is. */
   size_t place = (size_t)(member - configuration->members);
   const char *known = node->learned[place][0] ? node->learned[place] : member->address;
@@ -285,12 +283,11 @@ static bool is_peer(const struct node *node, uint64_t id) {
 }
 
 /* This node waits for its cluster. */
-static bool meet_peer(struct node *node, const struct raft_hello *hello, char *text) {
-  if (!is_peer(node, hello->node)) {
-    refuse(text, "node %" PRIu64 " does not have node %" PRIu64 " in its list of peers: give each node the same list",
-           node->id, hello->node);
-    return false;
-  }
+static bool meet_peer(struct node *node, const struct raft_hello *hello, struct raft_refusal *refusal) {
+  if (!is_peer(node, hello->node))
+    return refuse(refusal,
+                  "node %" PRIu64 " does not have node %" PRIu64 " in its list of peers: give each node the same list",
+                  node->id, hello->node);
   if (!node_uuid_is_none(&hello->cluster)) {
     /* It has formed the cluster and sends entry 1, if we are in it; else it refuses us. */
     snprintf(node->forming_text, sizeof node->forming_text,
@@ -301,8 +298,7 @@ static bool meet_peer(struct node *node, const struct raft_hello *hello, char *t
     snprintf(node->forming_text, sizeof node->forming_text,
              "refused: node %" PRIu64 " has election=%u and node %" PRIu64 " election=%u: give each node the same",
              node->id, node->facts.election_ms, hello->node, hello->election_ms);
-    refuse(text, "%.600s", node->forming_text + strlen("refused: "));
-    return false;
+    return refuse(refusal, "%.600s", node->forming_text + strlen("refused: "));
   }
   struct raft_peer_facts facts = {
       .id = hello->node,
@@ -318,29 +314,36 @@ static bool meet_peer(struct node *node, const struct raft_hello *hello, char *t
   return true;
 }
 
-static bool on_meet(void *ctx, const struct raft_hello *hello, char *text) {
+/* mutex held. */
+static bool meet(struct node *node, const struct raft_hello *hello, struct raft_refusal *refusal) {
+  if (node->stopping) return refuse(refusal, "node %" PRIu64 " is stopping", node->id);
+  if (hello->node == node->id)
+    return refuse(refusal, "node %" PRIu64 " exists twice: this one is at %s; give each node a number of its own",
+                  node->id, node->options.advertise);
+  if (node->configuration.n_members > 0) return meet_member(node, hello, refusal);
+  if (node->forming) return meet_peer(node, hello, refusal);
+  return refuse(refusal, "node %" PRIu64 " is a cluster of one that is just being made", node->id);
+}
+
+static bool on_meet(void *ctx, const struct raft_hello *hello, struct raft_refusal *refusal) {
   struct node *node = ctx;
-  bool good = false;
   pthread_mutex_lock(&node->mutex);
-  if (node->stopping)
-    refuse(text, "node %" PRIu64 " is stopping", node->id);
-  else if (hello->node == node->id)
-    refuse(text, "node %" PRIu64 " exists twice: this one is at %s; give each node a number of its own", node->id,
-           node->options.advertise);
-  else if (node->configuration.n_members > 0)
-    good = meet_member(node, hello, text);
-  else if (node->forming)
-    good = meet_peer(node, hello, text);
-  else
-    refuse(text, "node %" PRIu64 " is a cluster of one that is just being made", node->id);
+  bool good = meet(node, hello, refusal);
   pthread_mutex_unlock(&node->mutex);
   return good;
 }
 
-static void on_refused(void *ctx, uint64_t peer, const char *text) {
+static bool on_greet(void *ctx, uint32_t contact, const struct raft_hello *hello, struct raft_refusal *refusal) {
   struct node *node = ctx;
+  (void)contact, (void)hello;
+  return refuse(refusal, "node %" PRIu64 " has nothing to ask", node->id); /* it dials no contacts */
+}
+
+static void on_refused(void *ctx, uint64_t peer, uint32_t contact, const struct raft_refusal *refusal) {
+  struct node *node = ctx;
+  (void)contact;
   pthread_mutex_lock(&node->mutex);
-  snprintf(node->refused_text, sizeof node->refused_text, "refused by node %" PRIu64 ": %.600s", peer, text);
+  snprintf(node->refused_text, sizeof node->refused_text, "refused by node %" PRIu64 ": %.600s", peer, refusal->text);
   pthread_mutex_unlock(&node->mutex);
 }
 
@@ -416,8 +419,10 @@ static void on_wake(void *ctx) {
 const struct raft_transport_methods node_transport_methods = {
     .hello = on_hello,
     .meet = on_meet,
+    .greet = on_greet,
     .refused = on_refused,
     .receive = on_receive,
+    .request = node_request_received,
     .wake = on_wake,
 };
 

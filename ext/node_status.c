@@ -6,8 +6,7 @@
 
 #include "node_internal.h"
 
-/* mutex held. Where a member can be reached, as far as this node knows. */
-static const char *address_of(const struct node *node, uint64_t id) {
+const char *node_address_of(const struct node *node, uint64_t id) {
   for (uint32_t i = 0; i < node->configuration.n_members; i++)
     if (node->configuration.members[i].id == id)
       return node->learned[i][0] ? node->learned[i] : node->configuration.members[i].address;
@@ -104,7 +103,7 @@ void node_get_status(struct node *node, struct node_status *status) {
       .is_stopped = node->stopping,
       .path = node->path,
   };
-  snprintf(status->leader_address, sizeof status->leader_address, "%s", address_of(node, node->leader));
+  snprintf(status->leader_address, sizeof status->leader_address, "%s", node_address_of(node, node->leader));
   describe_state(node, status->state);
   node_describe_snapshot(node, status->snapshot);
   if (node->store) {
@@ -149,7 +148,7 @@ size_t node_get_members(struct node *node, struct node_member members[RAFT_MEMBE
     const struct raft_member *member = &node->configuration.members[i];
     members[i] = (struct node_member){.node = member->id, .role = is_voter(member) ? "voter" : "learner"};
     members[i].is_leader = member->id == node->leader;
-    snprintf(members[i].address, sizeof members[i].address, "%s", address_of(node, member->id));
+    snprintf(members[i].address, sizeof members[i].address, "%s", node_address_of(node, member->id));
     fill_progress(node, &members[i], progress, n_progress);
     node_describe_transfer(node, member->id, members[i].snapshot);
   }

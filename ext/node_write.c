@@ -80,6 +80,7 @@ void node_wake_all(struct node *node) {
   pthread_cond_broadcast(&node->apply_condition);
   pthread_cond_broadcast(&node->checkpoint_condition);
   pthread_cond_broadcast(&node->transfer_condition);
+  pthread_cond_broadcast(&node->asking_condition);
 }
 
 /* Sleeps until it is signalled or the deadline. No other lock held. */

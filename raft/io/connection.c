@@ -61,6 +61,7 @@ static struct frame *frame_new(uint32_t head_size, uint32_t length, uint32_t pay
 }
 
 bool connection_queue_bytes(struct connection *connection, const uint8_t *bytes, uint32_t length) {
+  if (connection->queued_bytes + length > RAFT_SEND_QUEUE_MAX) return false;
   struct frame *frame = frame_new(length, length, 0);
   if (frame == NULL) return false;
   memcpy(frame->head, bytes, length);

@@ -68,7 +68,7 @@ struct connection *connection_new(uv_loop_t *loop, int descriptor, bool connecti
 /* Loop thread; mutex not held. Nothing is called back afterwards; memory goes when libuv has let go of it. */
 void connection_close(struct connection *connection);
 
-/* Queues copies of a greeting's bytes. Mutex held. false: no memory. */
+/* Queues a copy of a whole frame: a greeting or a request. Mutex held. false: the queue is full, or no memory. */
 bool connection_queue_bytes(struct connection *connection, const uint8_t *bytes, uint32_t length);
 /*
 ** Queues a message. Mutex held. false: the queue is full, the frame too large, or no memory. The sender then

@@ -16,6 +16,8 @@
 ** Back-off begins at BACKOFF_FIRST_MS and doubles up to BACKOFF_MAX_MS, each time by a random part longer. A peer
 ** that says Hello to us is up: what waits for it is dialled at once.
 **
+** A contact is dialled likewise, but as a guest: whoever is at the address is greeted, and requests alone are sent.
+**
 ** A forked child has none of this: no thread, and its copies of the sockets are closed (socket.c). It must not
 ** use what it inherited, not even to free it; raft_transport_get gives it a transport of its own.
 */
@@ -41,6 +43,7 @@
 #define PARTING_MS 1000u     /* for a refusal to be read */
 #define DRAIN_MS 100u        /* for what is queued, when a node is detached */
 #define STRANGERS_MAX 64     /* connections that have not said Hello */
+#define GUESTS_MAX 64        /* connections of guests */
 #define ACCEPT_PAUSE_MS 100u /* when there are no more descriptors */
 
 enum peer_state { PEER_IDLE, PEER_RESOLVING, PEER_CONNECTING, PEER_GREETING, PEER_READY, PEER_WAITING };
@@ -54,7 +57,8 @@ struct lookup {
 struct peer {
   struct peer *next;
   struct raft_transport_node *node;
-  uint64_t id;
+  uint64_t id;                   /* 0: a contact */
+  uint32_t contact;              /* its number */
   char wanted[RAFT_ADDRESS_MAX]; /* node->mutex; "": stop and forget */
   bool changed;                  /* node->mutex: wanted is not yet acted on */
   bool ready;                    /* node->mutex: connection may be sent on */
@@ -71,6 +75,12 @@ struct peer {
   unsigned attempts; /* chooses among the addresses of a name */
 };
 
+/* A reply on its way to the loop thread, which knows the connections that were accepted. */
+struct reply {
+  struct reply *next;
+  struct raft_request request;
+};
+
 enum node_state { NODE_ATTACHED, NODE_DRAINING, NODE_CLOSING, NODE_GONE };
 
 struct raft_transport_node {
@@ -85,7 +95,9 @@ struct raft_transport_node {
   pthread_mutex_t mutex;
   struct peer *peers;
   uint64_t wake_time; /* 0: none */
-  atomic_bool wake_asked;
+  struct reply *replies, *last_reply;
+  size_t n_replies;
+  atomic_bool wake_asked, review_asked;
 
   /* Loop thread */
   bool has_handles, listening;
@@ -154,36 +166,58 @@ static struct raft_hello say_hello(struct raft_transport_node *node) {
   return hello;
 }
 
-static void send_hello(struct raft_transport_node *node, struct connection *connection) {
+static void send_hello(struct raft_transport_node *node, struct connection *connection, bool as_guest) {
   uint8_t bytes[WIRE_GREETING_MAX];
   struct raft_hello hello = say_hello(node);
+  if (as_guest) hello.features |= RAFT_FEATURE_GUEST;
   uint32_t length = wire_encode_hello(&hello, bytes);
   pthread_mutex_lock(&node->mutex);
   if (!connection_queue_bytes(connection, bytes, length)) connection->error = -ENOMEM;
   pthread_mutex_unlock(&node->mutex);
 }
 
-static void send_refusal(struct raft_transport_node *node, struct connection *connection, const char *text) {
+static void send_refusal(struct raft_transport_node *node, struct connection *connection,
+                         const struct raft_refusal *refusal) {
   uint8_t bytes[WIRE_GREETING_MAX];
-  uint32_t length = wire_encode_refusal(text, bytes);
+  uint32_t length = wire_encode_refusal(refusal, bytes);
   pthread_mutex_lock(&node->mutex);
   if (!connection_queue_bytes(connection, bytes, length)) connection->error = -ENOMEM;
   connection_pump(connection);
   pthread_mutex_unlock(&node->mutex);
 }
 
-/* What both sides check before they ask the node itself. */
-static bool is_welcome(struct raft_transport_node *node, const struct raft_hello *hello, char *text) {
-  text[0] = 0;
+static bool is_guest(const struct raft_hello *hello) {
+  return (hello->features & RAFT_FEATURE_GUEST) != 0;
+}
+
+/* What both sides check before they ask the node itself. `peer`: the contact that was dialled, else NULL. */
+static bool is_welcome(struct raft_transport_node *node, const struct peer *peer, const struct raft_hello *hello,
+                       struct raft_refusal *refusal) {
+  bool is_contact = peer && peer->id == 0;
+  *refusal = (struct raft_refusal){0};
   if (hello->protocol_lowest > RAFT_PROTOCOL_HIGHEST || hello->protocol_highest < RAFT_PROTOCOL_LOWEST) {
-    snprintf(text, RAFT_TRANSPORT_TEXT_MAX,
+    snprintf(refusal->text, sizeof refusal->text,
              "node %" PRIu64 " speaks protocols %u to %u, this node %u to %u: upgrade the older of the two",
              hello->node, hello->protocol_lowest, hello->protocol_highest, RAFT_PROTOCOL_LOWEST, RAFT_PROTOCOL_HIGHEST);
     return false;
   }
-  if (node->methods->meet(node->ctx, hello, text)) return true;
-  if (text[0] == 0) snprintf(text, RAFT_TRANSPORT_TEXT_MAX, "node %" PRIu64 " is not welcome here", hello->node);
+  if (is_contact ? node->methods->greet(node->ctx, peer->contact, hello, refusal)
+                 : node->methods->meet(node->ctx, hello, refusal))
+    return true;
+  if (refusal->text[0] == 0)
+    snprintf(refusal->text, sizeof refusal->text, "node %" PRIu64 " is not welcome here", hello->node);
   return false;
+}
+
+/* A request, or a reply to one, that came on `connection`. false: it is none. */
+static bool hear_request(struct raft_transport_node *node, const struct connection *connection, bool is_reply,
+                         const uint8_t *frame, uint32_t length) {
+  struct raft_request request;
+  if (wire_decode_request(frame, length, &request) != RAFT_OK || request.is_reply != is_reply) return false;
+  request.from = connection->hello.node;
+  request.from_incarnation = connection->hello.incarnation;
+  if (is_calling(node)) node->methods->request(node->ctx, &request);
+  return true;
 }
 
 /* ---- Dialled connections ---- */
@@ -226,7 +260,7 @@ static void dialled_connected(struct connection *connection) {
   }
   peer->state = PEER_GREETING;
   connection_set_deadline(connection, HELLO_TIMEOUT_MS);
-  send_hello(peer->node, connection);
+  send_hello(peer->node, connection, peer->id == 0);
   connection_tend(connection);
 }
 
@@ -235,6 +269,7 @@ static void peer_ready(struct peer *peer, const struct raft_hello *hello) {
   connection_set_deadline(connection, 0);
   connection->hello = *hello;
   connection->met = true;
+  connection->frame_limit = RAFT_REQUEST_MAX;
   peer->backoff_ms = BACKOFF_FIRST_MS;
   peer->refused = false;
   pthread_mutex_lock(&peer->node->mutex);
@@ -244,37 +279,39 @@ static void peer_ready(struct peer *peer, const struct raft_hello *hello) {
 }
 
 /* The refusal goes out if the socket takes it, as it does on a connection that has just been made. */
-static void peer_refuse(struct peer *peer, const char *text) {
-  send_refusal(peer->node, peer->connection, text);
+static void peer_refuse(struct peer *peer, const struct raft_refusal *refusal) {
+  send_refusal(peer->node, peer->connection, refusal);
   peer->refused = true;
   peer_wait(peer, REFUSED_RETRY_MS);
 }
 
 static void dialled_hello(struct peer *peer, const struct raft_hello *hello) {
-  char text[RAFT_TRANSPORT_TEXT_MAX];
-  if (hello->node != peer->id) {
-    snprintf(text, sizeof text, "%.280s was given as the address of node %" PRIu64 ", but node %" PRIu64 " is there",
-             peer->address, peer->id, hello->node);
-    peer_refuse(peer, text);
-  } else if (is_welcome(peer->node, hello, text)) {
+  struct raft_refusal refusal = {0};
+  if (peer->id != 0 && hello->node != peer->id) {
+    snprintf(refusal.text, sizeof refusal.text,
+             "%.280s was given as the address of node %" PRIu64 ", but node %" PRIu64 " is there", peer->address,
+             peer->id, hello->node);
+    peer_refuse(peer, &refusal);
+  } else if (is_welcome(peer->node, peer, hello, &refusal)) {
     peer_ready(peer, hello);
   } else {
-    peer_refuse(peer, text);
+    peer_refuse(peer, &refusal);
   }
 }
 
 static void dialled_frame(struct connection *connection, enum wire_type type, const uint8_t *frame, uint32_t length) {
   struct peer *peer = connection->context;
   struct raft_hello hello;
-  char text[RAFT_TRANSPORT_TEXT_MAX];
-  if (type == WIRE_REFUSAL && wire_decode_refusal(frame, length, text) == RAFT_OK) {
-    if (is_calling(peer->node)) peer->node->methods->refused(peer->node->ctx, peer->id, text);
+  struct raft_refusal refusal;
+  if (type == WIRE_REFUSAL && wire_decode_refusal(frame, length, &refusal) == RAFT_OK) {
+    if (is_calling(peer->node)) peer->node->methods->refused(peer->node->ctx, peer->id, peer->contact, &refusal);
     peer->refused = true;
     peer_wait(peer, REFUSED_RETRY_MS);
   } else if (type == WIRE_HELLO && peer->state == PEER_GREETING && is_calling(peer->node) &&
              wire_decode_hello(frame, length, &hello) == RAFT_OK) {
     dialled_hello(peer, &hello);
-  } else {
+  } else if (type != WIRE_REQUEST || peer->state != PEER_READY ||
+             !hear_request(peer->node, connection, true, frame, length)) {
     peer_failed(peer);
   }
 }
@@ -378,16 +415,22 @@ static struct peer *first_peer(struct raft_transport_node *node) {
 }
 
 /* node->mutex held. */
-static struct peer *find_peer(struct raft_transport_node *node, uint64_t id) {
+static struct peer *find_dialled(struct raft_transport_node *node, uint64_t id, uint32_t contact) {
   struct peer *peer = node->peers;
-  while (peer && peer->id != id) peer = peer->next;
+  while (peer && (peer->id != id || peer->contact != contact)) peer = peer->next;
   return peer;
+}
+
+/* node->mutex held. */
+static struct peer *find_peer(struct raft_transport_node *node, uint64_t id) {
+  return id == 0 ? NULL : find_dialled(node, id, 0);
 }
 
 /* After `connection` came or went: is a peer heard? */
 static void note_heard(struct raft_transport_node *node, uint64_t id) {
   bool is_heard = false;
-  for (struct connection *c = node->incoming; c; c = c->next) is_heard |= c->met && c->hello.node == id;
+  for (struct connection *c = node->incoming; c; c = c->next)
+    is_heard |= c->met && !is_guest(&c->hello) && c->hello.node == id;
   pthread_mutex_lock(&node->mutex);
   struct peer *peer = find_peer(node, id);
   if (peer) peer->is_heard = is_heard;
@@ -405,40 +448,50 @@ static void accepted_close(struct connection *connection) {
 }
 
 /* The sentence is sent and read before the connection goes: the other side hangs up, or its time is over. */
-static void accepted_refuse(struct connection *connection, const char *text) {
+static void accepted_refuse(struct connection *connection, const struct raft_refusal *refusal) {
   struct raft_transport_node *node = connection->context;
   connection->frame_limit = 0; /* nothing more is listened to */
-  send_refusal(node, connection, text);
+  send_refusal(node, connection, refusal);
   connection_set_deadline(connection, PARTING_MS);
   connection_tend(connection);
 }
 
-/* A node has one connection to us: an older one is of an earlier life, or was lost on its way. */
+/* A node has one connection to us, and one as a guest: an older one is of an earlier life, or was lost on its way. */
 static void close_older(struct raft_transport_node *node, const struct connection *newer) {
   struct connection *next;
   for (struct connection *c = node->incoming; c; c = next) {
     next = c->next;
-    if (c != newer && c->met && c->hello.node == newer->hello.node) accepted_close(c);
+    if (c != newer && c->met && c->hello.node == newer->hello.node && is_guest(&c->hello) == is_guest(&newer->hello))
+      accepted_close(c);
   }
+}
+
+static bool has_room_for(const struct raft_transport_node *node, const struct raft_hello *hello,
+                         struct raft_refusal *refusal) {
+  unsigned n = 0;
+  for (const struct connection *c = node->incoming; c; c = c->next) n += c->met && is_guest(&c->hello);
+  if (!is_guest(hello) || n < GUESTS_MAX) return true;
+  *refusal = (struct raft_refusal){.text = "too many nodes that are no members ask something here: try again later"};
+  return false;
 }
 
 static void accepted_hello(struct connection *connection, const struct raft_hello *hello) {
   struct raft_transport_node *node = connection->context;
-  char text[RAFT_TRANSPORT_TEXT_MAX];
-  if (!is_welcome(node, hello, text)) {
-    accepted_refuse(connection, text);
+  struct raft_refusal refusal;
+  if (!has_room_for(node, hello, &refusal) || !is_welcome(node, NULL, hello, &refusal)) {
+    accepted_refuse(connection, &refusal);
     return;
   }
   connection->hello = *hello;
   connection->met = true;
-  connection->frame_limit = RAFT_FRAME_MAX;
+  connection->frame_limit = is_guest(hello) ? RAFT_REQUEST_MAX : RAFT_FRAME_MAX;
   node->n_strangers--;
   connection_set_deadline(connection, 0);
   close_older(node, connection);
-  send_hello(node, connection);
+  send_hello(node, connection, false);
   note_heard(node, hello->node);
   struct peer *peer = first_peer(node);
-  while (peer && peer->id != hello->node) peer = peer->next;
+  while (peer && (peer->id == 0 || peer->id != hello->node)) peer = peer->next;
   if (peer && peer->state == PEER_WAITING && !peer->refused) peer_dial(peer);
   connection_tend(connection);
 }
@@ -472,14 +525,16 @@ static void accepted_message(struct connection *connection, const uint8_t *frame
 static void accepted_frame(struct connection *connection, enum wire_type type, const uint8_t *frame, uint32_t length) {
   struct raft_transport_node *node = connection->context;
   struct raft_hello hello;
-  char text[RAFT_TRANSPORT_TEXT_MAX];
-  if (connection->met && type == WIRE_MESSAGE) {
+  struct raft_refusal refusal;
+  if (connection->met && type == WIRE_MESSAGE && !is_guest(&connection->hello)) {
     accepted_message(connection, frame, length);
+  } else if (connection->met && type == WIRE_REQUEST) {
+    if (!hear_request(node, connection, false, frame, length)) accepted_close(connection);
   } else if (!connection->met && type == WIRE_HELLO && is_calling(node) &&
              wire_decode_hello(frame, length, &hello) == RAFT_OK) {
     accepted_hello(connection, &hello);
-  } else if (connection->met && type == WIRE_REFUSAL && wire_decode_refusal(frame, length, text) == RAFT_OK) {
-    if (is_calling(node)) node->methods->refused(node->ctx, connection->hello.node, text);
+  } else if (connection->met && type == WIRE_REFUSAL && wire_decode_refusal(frame, length, &refusal) == RAFT_OK) {
+    if (is_calling(node)) node->methods->refused(node->ctx, connection->hello.node, 0, &refusal);
     accepted_close(connection);
   } else {
     accepted_close(connection);
@@ -488,7 +543,7 @@ static void accepted_frame(struct connection *connection, enum wire_type type, c
 
 static void accepted_broken(struct connection *connection, int error) {
   if (error == -EPROTO && !connection->met && connection->frame_limit) {
-    accepted_refuse(connection, "this is a Balsa node, and that was no Hello of one");
+    accepted_refuse(connection, &(struct raft_refusal){.text = "this is a Balsa node, and that was no Hello of one"});
     return;
   }
   accepted_close(connection);
@@ -717,6 +772,39 @@ static void tend_connections(struct raft_transport_node *node) {
   }
 }
 
+/* Gives the replies to the connections that their requests came by. */
+static void tend_replies(struct raft_transport_node *node) {
+  uint8_t bytes[RAFT_REQUEST_MAX];
+  struct reply *next;
+  pthread_mutex_lock(&node->mutex);
+  struct reply *reply = node->replies;
+  node->replies = node->last_reply = NULL;
+  node->n_replies = 0;
+  for (; reply; reply = next) {
+    const struct raft_request *request = &reply->request;
+    next = reply->next;
+    struct connection *c = node->incoming;
+    while (c && (!c->met || c->frame_limit == 0 || c->hello.node != request->to ||
+                 memcmp(&c->hello.incarnation, &request->to_incarnation, sizeof request->to_incarnation) != 0))
+      c = c->next;
+    if (c) connection_queue_bytes(c, bytes, wire_encode_request(request, bytes));
+    free(reply);
+  }
+  pthread_mutex_unlock(&node->mutex);
+}
+
+/* Some who have dialled us may not be welcome any more. */
+static void review_accepted(struct raft_transport_node *node) {
+  struct raft_refusal refusal;
+  struct connection *next;
+  if (!atomic_exchange(&node->review_asked, false) || !is_calling(node)) return;
+  for (struct connection *connection = node->incoming; connection; connection = next) {
+    next = connection->next;
+    bool is_talking = connection->met && connection->frame_limit > 0;
+    if (is_talking && !is_welcome(node, NULL, &connection->hello, &refusal)) accepted_refuse(connection, &refusal);
+  }
+}
+
 static void tend_node(struct raft_transport_node *node) {
   struct peer *next_peer;
   pthread_mutex_lock(&node->transport->mutex);
@@ -730,7 +818,9 @@ static void tend_node(struct raft_transport_node *node) {
     }
     wake_if_due(node);
     arm(node);
+    review_accepted(node);
   }
+  tend_replies(node);
   tend_connections(node);
   if (detaching) leave(node);
 }
@@ -889,6 +979,10 @@ void raft_transport_detach(struct raft_transport_node *node) {
   ask(transport);
   while (node->state != NODE_GONE) os_condition_wait(transport->os, &transport->changed, &transport->mutex, OS_FOREVER);
   pthread_mutex_unlock(&transport->mutex);
+  for (struct reply *reply = node->replies, *next; reply; reply = next) {
+    next = reply->next;
+    free(reply);
+  }
   pthread_mutex_destroy(&node->mutex);
   free(node);
 }
@@ -897,20 +991,21 @@ const char *raft_transport_address(const struct raft_transport_node *node) {
   return node->address;
 }
 
-int raft_transport_set_peer(struct raft_transport_node *node, uint64_t id, const char *address) {
+static int set_dialled(struct raft_transport_node *node, uint64_t id, uint32_t contact, const char *address) {
   char text[RAFT_TRANSPORT_TEXT_MAX];
   struct socket_name name;
   int error = 0;
   if (address && (strlen(address) >= RAFT_ADDRESS_MAX || !socket_name_parse(address, &name, text, sizeof text)))
     return -EINVAL;
   pthread_mutex_lock(&node->mutex);
-  struct peer *peer = find_peer(node, id);
+  struct peer *peer = find_dialled(node, id, contact);
   if (peer == NULL && address) {
     peer = calloc(1, sizeof *peer);
     if (peer == NULL) error = -ENOMEM;
     if (peer) {
       peer->node = node;
       peer->id = id;
+      peer->contact = contact;
       peer->next = node->peers;
       node->peers = peer;
     }
@@ -923,6 +1018,70 @@ int raft_transport_set_peer(struct raft_transport_node *node, uint64_t id, const
   pthread_mutex_unlock(&node->mutex);
   if (changed) ask(node->transport);
   return error;
+}
+
+int raft_transport_set_peer(struct raft_transport_node *node, uint64_t id, const char *address) {
+  assert(id != 0);
+  return set_dialled(node, id, 0, address);
+}
+
+int raft_transport_set_contact(struct raft_transport_node *node, uint32_t contact, const char *address) {
+  return set_dialled(node, 0, contact, address);
+}
+
+bool raft_transport_is_contact_ready(struct raft_transport_node *node, uint32_t contact) {
+  pthread_mutex_lock(&node->mutex);
+  const struct peer *peer = find_dialled(node, 0, contact);
+  bool ready = peer && peer->ready;
+  pthread_mutex_unlock(&node->mutex);
+  return ready;
+}
+
+static bool send_request(struct raft_transport_node *node, uint64_t id, uint32_t contact,
+                         const struct raft_request *request) {
+  uint8_t bytes[RAFT_REQUEST_MAX];
+  bool must_ask = false, inside = on_loop(node->transport);
+  uint32_t length = wire_encode_request(request, bytes);
+  pthread_mutex_lock(&node->mutex);
+  struct peer *peer = find_dialled(node, id, contact);
+  bool queued = peer && peer->ready && connection_queue_bytes(peer->connection, bytes, length);
+  if (queued && !inside) must_ask = connection_pump(peer->connection);
+  pthread_mutex_unlock(&node->mutex);
+  if (must_ask) ask(node->transport);
+  return queued;
+}
+
+bool raft_transport_request(struct raft_transport_node *node, const struct raft_request *request) {
+  return request->to != 0 && send_request(node, request->to, 0, request);
+}
+
+bool raft_transport_request_contact(struct raft_transport_node *node, uint32_t contact,
+                                    const struct raft_request *request) {
+  return send_request(node, 0, contact, request);
+}
+
+void raft_transport_reply(struct raft_transport_node *node, const struct raft_request *reply) {
+  struct reply *made = malloc(sizeof *made);
+  if (made == NULL) return;
+  *made = (struct reply){.request = *reply};
+  made->request.is_reply = true;
+  pthread_mutex_lock(&node->mutex);
+  bool is_taken = node->n_replies < RAFT_REPLIES_MAX;
+  if (is_taken) {
+    if (node->last_reply)
+      node->last_reply->next = made;
+    else
+      node->replies = made;
+    node->last_reply = made;
+    node->n_replies++;
+  }
+  pthread_mutex_unlock(&node->mutex);
+  if (!is_taken) free(made);
+  ask(node->transport);
+}
+
+void raft_transport_review(struct raft_transport_node *node) {
+  if (!atomic_exchange(&node->review_asked, true)) ask(node->transport);
 }
 
 bool raft_transport_send(struct raft_transport_node *node, const struct raft_message *message,

@@ -24,6 +24,9 @@
 #define RAFT_SEND_QUEUE_MAX (32u << 20)    /* bytes queued for one peer; more is dropped */
 #define RAFT_SNAPSHOT_CHUNK_MAX (1u << 20) /* bytes of a chunk of a snapshot */
 #define RAFT_TRANSPORT_TEXT_MAX 640
+#define RAFT_REQUEST_MAX 2048u  /* bytes of a request, or the reply to one, header included */
+#define RAFT_REPLIES_MAX 256    /* that wait for the loop; more are lost */
+#define RAFT_FEATURE_GUEST 1ull /* who dials is no peer (yet): requests and their replies are all that it sends */
 
 struct raft_hello {
   uint32_t protocol_lowest, protocol_highest;
@@ -38,6 +41,36 @@ struct raft_hello {
   char address[RAFT_ADDRESS_MAX]; /* where this node can be dialled */
 };
 
+/* Why a node is not welcome. */
+struct raft_refusal {
+  char text[RAFT_TRANSPORT_TEXT_MAX]; /* a sentence for people */
+  bool is_no_member; /* the refused node is none of `cluster` by its configuration at `index`, committed */
+  struct raft_uuid cluster;
+  uint64_t index;
+};
+
+/*
+** A request from one node to another, or the reply to it. What kinds there are, and what their fields mean, is the
+** driver's matter. Either may get lost: who asks repeats, until its own deadline.
+*/
+struct raft_request {
+  uint8_t kind; /* not 0 */
+  bool is_reply;
+  uint8_t bits;
+  int32_t status; /* of a reply */
+  uint64_t from;  /* received: as the Hello of its connection says */
+  struct raft_uuid from_incarnation;
+  uint64_t to; /* 0: whoever is there */
+  struct raft_uuid to_incarnation;
+  uint64_t context; /* the asker's number, echoed */
+  uint64_t node;    /* whom it is about */
+  struct raft_uuid incarnation;
+  uint64_t index;
+  uint32_t wait_ms;
+  char address[RAFT_ADDRESS_MAX];
+  char text[RAFT_TRANSPORT_TEXT_MAX];
+};
+
 struct raft_transport;      /* of the process */
 struct raft_transport_node; /* one database in it */
 
@@ -45,18 +78,22 @@ struct raft_transport_methods {
   /* Fills what this node says of itself, now. Any thread. */
   void (*hello)(void *ctx, struct raft_hello *hello);
   /*
-  ** A peer said Hello (on either kind of connection). true: talk to it. false: refuse, with the sentence in
-  ** text (RAFT_TRANSPORT_TEXT_MAX), which the peer gets to see too.
+  ** A peer said Hello (on either kind of connection), or a guest (RAFT_FEATURE_GUEST). true: talk to it. false:
+  ** refuse; the peer gets to see the refusal too. Asked anew after raft_transport_review.
   */
-  bool (*meet)(void *ctx, const struct raft_hello *hello, char *text);
-  /* We were refused by the peer that we dialled; `text` is its sentence. */
-  void (*refused)(void *ctx, uint64_t node, const char *text);
+  bool (*meet)(void *ctx, const struct raft_hello *hello, struct raft_refusal *refusal);
+  /* The same, of the contact that we dialled as a guest. */
+  bool (*greet)(void *ctx, uint32_t contact, const struct raft_hello *hello, struct raft_refusal *refusal);
+  /* We were refused by the peer that we dialled, or the contact (`node` 0), or hung up on by one that dialled us. */
+  void (*refused)(void *ctx, uint64_t node, uint32_t contact, const struct raft_refusal *refusal);
   /*
   ** A message. from and from_incarnation are those of the Hello. APPEND: entries[0 … message->n_entries)
   ** with payloads; references stay the transport's, take your own. SNAPSHOT: the chunk is the payload of entries[0], of
   ** which nothing else is set; NULL if it has no bytes.
   */
   void (*receive)(void *ctx, const struct raft_message *message, const struct raft_entry *entries);
+  /* A request of a peer or a guest, or the reply to one of ours. */
+  void (*request)(void *ctx, const struct raft_request *request);
   /* raft_transport_wake was called, or the time of raft_transport_wake_at came. */
   void (*wake)(void *ctx);
 };
@@ -82,6 +119,26 @@ const char *raft_transport_address(const struct raft_transport_node *node);
 
 /* Dial this peer from now on (address = NULL: stop). Any thread. */
 int raft_transport_set_peer(struct raft_transport_node *node, uint64_t id, const char *address);
+
+/*
+** Dial whoever is at this address, as a guest, from now on (address = NULL: stop). Contacts are known by numbers of the
+** caller's. Any thread.
+*/
+int raft_transport_set_contact(struct raft_transport_node *node, uint32_t contact, const char *address);
+/* Connected and greeted? Any thread. */
+bool raft_transport_is_contact_ready(struct raft_transport_node *node, uint32_t contact);
+
+/*
+** Queues a request for the peer `to`, or a contact; false: there is no connection, or its queue is full. The reply comes on the
+** same connection. Any thread, never blocks.
+*/
+bool raft_transport_request(struct raft_transport_node *node, const struct raft_request *request);
+bool raft_transport_request_contact(struct raft_transport_node *node, uint32_t contact,
+                                    const struct raft_request *request);
+/* Replies to one that came from `to` in its incarnation to_incarnation. Lost if that has hung up. Any thread, never blocks. */
+void raft_transport_reply(struct raft_transport_node *node, const struct raft_request *reply);
+/* Who is welcome has changed: asks `meet` again of all that have dialled us. Any thread. */
+void raft_transport_review(struct raft_transport_node *node);
 
 /*
 ** Queues a message for a peer; entries are referenced, not copied (SNAPSHOT: entries[0], as above, unless the chunk is

@@ -27,10 +27,31 @@
 **  112     2  length of the address, below RAFT_ADDRESS_MAX
 **  114     …  the address, without a NUL
 **
-** Refusal:
+** Refusal. What follows the sentence may be missing, and more may follow.
 **
 **   16     2  length of the sentence
-**   18     …  the sentence, UTF-8, without a NUL
+**   18     …  the sentence, UTF-8, without a NUL; then
+**          1  1 if the refused node is no member (any more) of the cluster that follows
+**         16  that cluster
+**          8  index of the committed configuration that says so
+**
+** Request, or the reply to one (struct raft_request), of protocol 1:
+**
+**   16     1  kind, not 0
+**   17     1  1 if it is a reply
+**   18     1  bits of the request
+**   19     1  version of this layout, 1
+**   20     4  status, two's complement
+**   24     8  to; 0: whoever is there
+**   32    16  to_incarnation
+**   48     8  context
+**   56     8  node
+**   64    16  incarnation
+**   80     8  index
+**   88     4  wait, ms
+**   92     2  length of the address, below RAFT_ADDRESS_MAX
+**   94     2  length of the sentence, below RAFT_TRANSPORT_TEXT_MAX
+**   96     …  the address, the sentence (UTF-8), without NULs: the end of the frame
 **
 ** Message of protocol 1 (struct raft_message):
 **
@@ -73,11 +94,15 @@
 #define HEADER_VERSION 1
 #define HELLO_FIXED 114u
 #define REFUSAL_FIXED 18u
+#define REFUSAL_TAIL 25u
+#define REQUEST_FIXED 96u
+#define REQUEST_VERSION 1
 #define MESSAGE_FIXED (WIRE_HEADER_SIZE + WIRE_MESSAGE_SIZE)
 
 _Static_assert(MESSAGE_FIXED == 112, "as drawn above");
 _Static_assert(HELLO_FIXED + RAFT_ADDRESS_MAX <= WIRE_GREETING_MAX, "a Hello fits");
-_Static_assert(REFUSAL_FIXED + RAFT_TRANSPORT_TEXT_MAX <= WIRE_GREETING_MAX, "a refusal fits");
+_Static_assert(REFUSAL_FIXED + RAFT_TRANSPORT_TEXT_MAX + REFUSAL_TAIL <= WIRE_GREETING_MAX, "a refusal fits");
+_Static_assert(REQUEST_FIXED + RAFT_ADDRESS_MAX + RAFT_TRANSPORT_TEXT_MAX <= RAFT_REQUEST_MAX, "a request fits");
 _Static_assert(MESSAGE_FIXED + RAFT_ENTRY_HEADER_SIZE + RAFT_PAYLOAD_MAX <= RAFT_FRAME_MAX, "the largest entry fits");
 
 /* ---- Header ---- */
@@ -97,7 +122,7 @@ int wire_decode_header(const uint8_t *bytes, uint32_t limit, enum wire_type *typ
   *length = le32_get(bytes);
   *type = (enum wire_type)bytes[4];
   if (*length < WIRE_HEADER_SIZE || *length > limit) return RAFT_INVALID;
-  if (bytes[4] < WIRE_HELLO || bytes[4] > WIRE_MESSAGE) return RAFT_INVALID;
+  if (bytes[4] < WIRE_HELLO || bytes[4] > WIRE_REQUEST) return RAFT_INVALID;
   if (bytes[5] != HEADER_VERSION || le16_get(bytes + 6) != 0) return RAFT_INVALID;
   return RAFT_OK;
 }
@@ -152,27 +177,88 @@ int wire_decode_hello(const uint8_t *frame, uint32_t length, struct raft_hello *
   return RAFT_OK;
 }
 
-uint32_t wire_encode_refusal(const char *text, uint8_t *bytes) {
-  size_t size = strnlen(text, RAFT_TRANSPORT_TEXT_MAX - 1);
-  uint32_t length = REFUSAL_FIXED + (uint32_t)size;
+uint32_t wire_encode_refusal(const struct raft_refusal *refusal, uint8_t *bytes) {
+  size_t size = strnlen(refusal->text, RAFT_TRANSPORT_TEXT_MAX - 1);
+  uint8_t *tail = bytes + REFUSAL_FIXED + size;
+  uint32_t length = REFUSAL_FIXED + (uint32_t)size + REFUSAL_TAIL;
   encode_header(bytes, length, WIRE_REFUSAL);
   le16_put(bytes + 16, (uint16_t)size);
-  memcpy(bytes + REFUSAL_FIXED, text, size);
+  memcpy(bytes + REFUSAL_FIXED, refusal->text, size);
+  tail[0] = refusal->is_no_member;
+  memcpy(tail + 1, refusal->cluster.bytes, RAFT_UUID_SIZE);
+  le64_put(tail + 17, refusal->index);
   le64_put(bytes + 8, head_checksum(bytes, length));
   return length;
 }
 
-/* A stranger's sentence is shown to people: control characters have no place in it. */
-int wire_decode_refusal(const uint8_t *frame, uint32_t length, char *text) {
-  text[0] = 0;
+/* A stranger's sentence is shown to people: control characters have no place in it. `text` has size + 1 bytes. */
+static void take_sentence(const uint8_t *bytes, uint32_t size, char *text) {
+  for (uint32_t i = 0; i < size; i++) text[i] = (char)(bytes[i] < 0x20 || bytes[i] == 0x7f ? ' ' : bytes[i]);
+  text[size] = 0;
+}
+
+int wire_decode_refusal(const uint8_t *frame, uint32_t length, struct raft_refusal *refusal) {
+  *refusal = (struct raft_refusal){0};
   if (!greeting_is_whole(frame, length, WIRE_REFUSAL, REFUSAL_FIXED)) return RAFT_INVALID;
   uint32_t size = le16_get(frame + 16);
   if (size >= RAFT_TRANSPORT_TEXT_MAX || size > length - REFUSAL_FIXED) return RAFT_INVALID;
-  for (uint32_t i = 0; i < size; i++) {
-    uint8_t c = frame[REFUSAL_FIXED + i];
-    text[i] = (char)(c < 0x20 || c == 0x7f ? ' ' : c);
-  }
-  text[size] = 0;
+  take_sentence(frame + REFUSAL_FIXED, size, refusal->text);
+  const uint8_t *tail = frame + REFUSAL_FIXED + size;
+  if (length - REFUSAL_FIXED - size < REFUSAL_TAIL) return RAFT_OK;
+  refusal->is_no_member = tail[0] == 1;
+  memcpy(refusal->cluster.bytes, tail + 1, RAFT_UUID_SIZE);
+  refusal->index = le64_get(tail + 17);
+  return RAFT_OK;
+}
+
+/* ---- Requests: all of the frame is head ---- */
+
+uint32_t wire_encode_request(const struct raft_request *request, uint8_t *bytes) {
+  size_t address = strnlen(request->address, RAFT_ADDRESS_MAX - 1);
+  size_t text = strnlen(request->text, RAFT_TRANSPORT_TEXT_MAX - 1);
+  uint32_t length = REQUEST_FIXED + (uint32_t)(address + text);
+  encode_header(bytes, length, WIRE_REQUEST);
+  bytes[16] = request->kind;
+  bytes[17] = request->is_reply;
+  bytes[18] = request->bits;
+  bytes[19] = REQUEST_VERSION;
+  le32_put(bytes + 20, (uint32_t)request->status);
+  le64_put(bytes + 24, request->to);
+  memcpy(bytes + 32, request->to_incarnation.bytes, RAFT_UUID_SIZE);
+  le64_put(bytes + 48, request->context);
+  le64_put(bytes + 56, request->node);
+  memcpy(bytes + 64, request->incarnation.bytes, RAFT_UUID_SIZE);
+  le64_put(bytes + 80, request->index);
+  le32_put(bytes + 88, request->wait_ms);
+  le16_put(bytes + 92, (uint16_t)address);
+  le16_put(bytes + 94, (uint16_t)text);
+  memcpy(bytes + REQUEST_FIXED, request->address, address);
+  memcpy(bytes + REQUEST_FIXED + address, request->text, text);
+  le64_put(bytes + 8, head_checksum(bytes, length));
+  return length;
+}
+
+int wire_decode_request(const uint8_t *frame, uint32_t length, struct raft_request *request) {
+  *request = (struct raft_request){0};
+  if (length > RAFT_REQUEST_MAX || !greeting_is_whole(frame, length, WIRE_REQUEST, REQUEST_FIXED)) return RAFT_INVALID;
+  uint32_t address = le16_get(frame + 92), text = le16_get(frame + 94);
+  if (frame[16] == 0 || frame[17] > 1 || frame[19] != REQUEST_VERSION) return RAFT_INVALID;
+  if (address >= RAFT_ADDRESS_MAX || text >= RAFT_TRANSPORT_TEXT_MAX || length != REQUEST_FIXED + address + text)
+    return RAFT_INVALID;
+  if (memchr(frame + REQUEST_FIXED, 0, address)) return RAFT_INVALID;
+  request->kind = frame[16];
+  request->is_reply = frame[17];
+  request->bits = frame[18];
+  request->status = (int32_t)le32_get(frame + 20);
+  request->to = le64_get(frame + 24);
+  memcpy(request->to_incarnation.bytes, frame + 32, RAFT_UUID_SIZE);
+  request->context = le64_get(frame + 48);
+  request->node = le64_get(frame + 56);
+  memcpy(request->incarnation.bytes, frame + 64, RAFT_UUID_SIZE);
+  request->index = le64_get(frame + 80);
+  request->wait_ms = le32_get(frame + 88);
+  memcpy(request->address, frame + REQUEST_FIXED, address);
+  take_sentence(frame + REQUEST_FIXED + address, text, request->text);
   return RAFT_OK;
 }
 

@@ -14,17 +14,21 @@
 #define WIRE_MESSAGE_SIZE 96u   /* of a message without its entries */
 #define WIRE_ENTRIES_MAX ((RAFT_FRAME_MAX - WIRE_HEADER_SIZE - WIRE_MESSAGE_SIZE) / RAFT_ENTRY_HEADER_SIZE)
 
-enum wire_type { WIRE_HELLO = 1, WIRE_REFUSAL = 2, WIRE_MESSAGE = 3 };
+enum wire_type { WIRE_HELLO = 1, WIRE_REFUSAL = 2, WIRE_MESSAGE = 3, WIRE_REQUEST = 4 };
 
 /* What the first WIRE_HEADER_SIZE bytes say. RAFT_INVALID: unknown type or version, or more than `limit` bytes. */
 int wire_decode_header(const uint8_t *bytes, uint32_t limit, enum wire_type *type, uint32_t *length);
 
 /* A whole frame into bytes[WIRE_GREETING_MAX]; returns its length. A sentence that is too long is cut. */
 uint32_t wire_encode_hello(const struct raft_hello *hello, uint8_t *bytes);
-uint32_t wire_encode_refusal(const char *text, uint8_t *bytes);
-/* `frame` is whole: header and `length` as wire_decode_header gave it. text has RAFT_TRANSPORT_TEXT_MAX bytes. */
+uint32_t wire_encode_refusal(const struct raft_refusal *refusal, uint8_t *bytes);
+/* `frame` is whole: header and `length` as wire_decode_header gave it. */
 int wire_decode_hello(const uint8_t *frame, uint32_t length, struct raft_hello *hello);
-int wire_decode_refusal(const uint8_t *frame, uint32_t length, char *text);
+int wire_decode_refusal(const uint8_t *frame, uint32_t length, struct raft_refusal *refusal);
+
+/* A whole frame into bytes[RAFT_REQUEST_MAX]; returns its length. `from` and from_incarnation are not sent. */
+uint32_t wire_encode_request(const struct raft_request *request, uint8_t *bytes);
+int wire_decode_request(const uint8_t *frame, uint32_t length, struct raft_request *request);
 
 /*
 ** A message is sent as its head, of this many bytes, followed by its payloads in order: those of its entries, or the

@@ -34,9 +34,10 @@ struct side {
   pthread_mutex_t mutex;
   pthread_cond_t changed;
   bool refuses, blocks; /* blocks: receive waits */
-  unsigned n_met, n_refused, n_wakes, n_received;
+  unsigned n_met, n_greeted, n_refused, n_wakes, n_received, n_asked, n_replies;
   char refusal[RAFT_TRANSPORT_TEXT_MAX];
   struct raft_hello met;
+  struct raft_request asked, reply;   /* the last ones */
   struct raft_message seen[SEEN_MAX]; /* the first ones */
   struct raft_entry last[8];          /* entries of the last one that had any, with references */
   uint32_t n_last;
@@ -52,7 +53,7 @@ static void on_hello(void *ctx, struct raft_hello *hello) {
       .node = side->id, .election_ms = 500, .peers_hash = 7, .incarnation = {{(uint8_t)side->id}}};
 }
 
-static bool on_meet(void *ctx, const struct raft_hello *hello, char *text) {
+static bool on_meet(void *ctx, const struct raft_hello *hello, struct raft_refusal *refusal) {
   struct side *side = ctx;
   pthread_mutex_lock(&side->mutex);
   assert_false(side->detached);
@@ -60,18 +61,44 @@ static bool on_meet(void *ctx, const struct raft_hello *hello, char *text) {
   side->n_met++;
   side->met = *hello;
   if (refuses)
-    snprintf(text, RAFT_TRANSPORT_TEXT_MAX, "node %d does not want node %d", (int)side->id, (int)hello->node);
+    snprintf(refusal->text, sizeof refusal->text, "node %d does not want node %d", (int)side->id, (int)hello->node);
   pthread_cond_broadcast(&side->changed);
   pthread_mutex_unlock(&side->mutex);
   return !refuses;
 }
 
-static void on_refused(void *ctx, uint64_t node, const char *text) {
+static bool on_greet(void *ctx, uint32_t contact, const struct raft_hello *hello, struct raft_refusal *refusal) {
   struct side *side = ctx;
-  (void)node;
+  assert_true(contact > 0);
+  pthread_mutex_lock(&side->mutex);
+  side->n_greeted++;
+  pthread_mutex_unlock(&side->mutex);
+  return on_meet(ctx, hello, refusal);
+}
+
+/* Answers at once. */
+static void on_request(void *ctx, const struct raft_request *request) {
+  struct side *side = ctx;
+  struct raft_request reply = *request;
+  pthread_mutex_lock(&side->mutex);
+  *(request->is_reply ? &side->reply : &side->asked) = *request;
+  *(request->is_reply ? &side->n_replies : &side->n_asked) += 1;
+  pthread_cond_broadcast(&side->changed);
+  pthread_mutex_unlock(&side->mutex);
+  if (request->is_reply) return;
+  reply.to = request->from;
+  reply.to_incarnation = request->from_incarnation;
+  reply.status = -3;
+  snprintf(reply.text, sizeof reply.text, "asked %s", request->text);
+  raft_transport_reply(side->node, &reply);
+}
+
+static void on_refused(void *ctx, uint64_t node, uint32_t contact, const struct raft_refusal *refusal) {
+  struct side *side = ctx;
+  assert_true(node == 0 || contact == 0);
   pthread_mutex_lock(&side->mutex);
   side->n_refused++;
-  snprintf(side->refusal, sizeof side->refusal, "%s", text);
+  snprintf(side->refusal, sizeof side->refusal, "%s", refusal->text);
   pthread_cond_broadcast(&side->changed);
   pthread_mutex_unlock(&side->mutex);
 }
@@ -114,7 +141,14 @@ static void on_wake(void *ctx) {
 }
 
 static const struct raft_transport_methods methods = {
-    .hello = on_hello, .meet = on_meet, .refused = on_refused, .receive = on_receive, .wake = on_wake};
+    .hello = on_hello,
+    .meet = on_meet,
+    .greet = on_greet,
+    .refused = on_refused,
+    .receive = on_receive,
+    .request = on_request,
+    .wake = on_wake,
+};
 
 static void side_open(struct side *side, uint64_t id, const char *listen) {
   char text[RAFT_TRANSPORT_TEXT_MAX];
@@ -459,6 +493,106 @@ static void addresses_that_cannot_be_are_refused_with_a_sentence(void **state) {
   side_close(a);
 }
 
+/* ---- Requests ---- */
+
+static struct raft_request request_to(const struct side *to, const char *text) {
+  struct raft_request request = {.kind = 9,
+                                 .bits = 1,
+                                 .to = to->id,
+                                 .to_incarnation = {{(uint8_t)to->id}},
+                                 .context = 5,
+                                 .node = 6,
+                                 .incarnation = {{7}},
+                                 .index = 8,
+                                 .wait_ms = 1000,
+                                 .address = "host:1"};
+  snprintf(request.text, sizeof request.text, "%s", text);
+  return request;
+}
+
+/* `contact` 0: the peer that the request names. */
+static void ask_soon(struct side *from, uint32_t contact, const struct raft_request *request) {
+  uint64_t deadline = os_now(os) + PATIENCE;
+  pthread_mutex_lock(&from->mutex);
+  while (!(contact ? raft_transport_request_contact(from->node, contact, request)
+                   : raft_transport_request(from->node, request))) {
+    assert_true(os_now(os) < deadline);
+    os_condition_wait(os, &from->changed, &from->mutex, os_now(os) + OS_MS);
+  }
+  pthread_mutex_unlock(&from->mutex);
+}
+
+static void a_request_is_answered_on_the_connection_that_it_came_by(void **state) {
+  (void)state;
+  struct side *a = side_new(1), *b = side_new(2);
+  assert_int_equal(raft_transport_set_peer(a->node, 2, b->address), 0); /* b does not dial a */
+  struct raft_request request = request_to(b, "why");
+  assert_false(raft_transport_request(b->node, &request));
+  ask_soon(a, 0, &request);
+  await(a, &a->n_replies, 1);
+  assert_int_equal(b->asked.from, 1);
+  assert_int_equal(b->asked.from_incarnation.bytes[0], 1);
+  assert_int_equal(b->asked.wait_ms, 1000);
+  assert_string_equal(b->asked.address, "host:1");
+  assert_true(a->reply.is_reply);
+  assert_int_equal(a->reply.from, 2);
+  assert_int_equal(a->reply.context, 5);
+  assert_int_equal(a->reply.status, -3);
+  assert_string_equal(a->reply.text, "asked why");
+  side_close(a);
+  side_close(b);
+}
+
+static void a_guest_asks_whoever_is_at_an_address_and_is_sent_no_message(void **state) {
+  (void)state;
+  struct side *a = side_new(1), *b = side_new(2);
+  struct raft_request request = request_to(b, "who");
+  assert_int_equal(raft_transport_set_contact(a->node, 3, "nonsense"), -EINVAL);
+  assert_int_equal(raft_transport_set_contact(a->node, 3, b->address), 0);
+  ask_soon(a, 3, &request);
+  await(a, &a->n_replies, 1);
+  assert_true(raft_transport_is_contact_ready(a->node, 3));
+  assert_false(raft_transport_is_contact_ready(a->node, 4));
+  assert_int_equal(a->n_greeted, 1);
+  assert_true(b->met.features & RAFT_FEATURE_GUEST);
+  struct raft_message message = message_to(b, RAFT_VOTE, 1);
+  assert_false(raft_transport_send(a->node, &message, NULL));
+  assert_false(raft_transport_is_connected(b->node, 1));
+  /* Both kinds of connection between the same two: neither closes the other. */
+  introduce(a, b);
+  await_connected(a, 2);
+  await_connected(b, 1);
+  for (unsigned i = 2; i < 10; i++) {
+    ask_soon(a, i % 2 ? 3 : 0, &request);
+    await(a, &a->n_replies, i);
+  }
+  assert_int_equal(a->n_greeted, 1);
+  assert_int_equal(raft_transport_set_contact(a->node, 3, NULL), 0);
+  send_soon(a, &message, NULL);
+  await(b, &b->n_received, 1);
+  side_close(a);
+  side_close(b);
+}
+
+static void who_is_not_welcome_any_more_is_told_so(void **state) {
+  (void)state;
+  struct side *a = side_new(1), *b = side_new(2);
+  introduce(a, b);
+  await_connected(b, 1);
+  raft_transport_review(b->node);
+  struct raft_message message = message_to(b, RAFT_VOTE, 1);
+  send_soon(a, &message, NULL);
+  await(b, &b->n_received, 1);
+  pthread_mutex_lock(&b->mutex);
+  b->refuses = true;
+  pthread_mutex_unlock(&b->mutex);
+  raft_transport_review(b->node);
+  await(a, &a->n_refused, 1);
+  assert_string_equal(a->refusal, "node 2 does not want node 1");
+  side_close(a);
+  side_close(b);
+}
+
 /* ---- Strangers, by hand ---- */
 
 static int dial_by_hand(const struct side *side) {
@@ -486,7 +620,7 @@ static size_t read_to_the_end(int descriptor, uint8_t *bytes, size_t size) {
 
 static void expect_answer(struct side *side, const uint8_t *bytes, size_t size, const char *expected) {
   uint8_t answer[2 * WIRE_GREETING_MAX];
-  char text[RAFT_TRANSPORT_TEXT_MAX];
+  struct raft_refusal refusal;
   int descriptor = dial_by_hand(side);
   assert_true(descriptor >= 0);
   assert_int_equal(send(descriptor, bytes, size, MSG_NOSIGNAL), size);
@@ -496,8 +630,8 @@ static void expect_answer(struct side *side, const uint8_t *bytes, size_t size, 
     assert_int_equal(n, 0);
     return;
   }
-  assert_int_equal(wire_decode_refusal(answer, (uint32_t)n, text), RAFT_OK);
-  assert_non_null(strstr(text, expected));
+  assert_int_equal(wire_decode_refusal(answer, (uint32_t)n, &refusal), RAFT_OK);
+  assert_non_null(strstr(refusal.text, expected));
 }
 
 static void a_stranger_gets_nothing_but_a_refusal(void **state) {
@@ -718,6 +852,9 @@ int main(void) {
       cmocka_unit_test(the_dialler_may_refuse_as_well_and_the_other_side_gets_to_know),
       cmocka_unit_test(another_node_at_the_address_is_refused),
       cmocka_unit_test(addresses_that_cannot_be_are_refused_with_a_sentence),
+      cmocka_unit_test(a_request_is_answered_on_the_connection_that_it_came_by),
+      cmocka_unit_test(a_guest_asks_whoever_is_at_an_address_and_is_sent_no_message),
+      cmocka_unit_test(who_is_not_welcome_any_more_is_told_so),
       cmocka_unit_test(a_stranger_gets_nothing_but_a_refusal),
       cmocka_unit_test(a_damaged_message_ends_the_connection_and_is_not_delivered),
       cmocka_unit_test(a_peer_that_restarts_is_found_again),

@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include <cmocka.h>
+#include <xxhash.h>
 
 #include "raft/io/wire.h"
 
@@ -253,9 +254,11 @@ static void whatever_a_peer_sends_is_decoded_or_refused(void **state) {
     memcpy(cut, &shorter, 4);
     if (decode(cut, shorter, &back, &decoded, &metas) == RAFT_OK) unref_all(decoded, wire_payloads(&back));
     struct raft_hello hello;
-    char text[RAFT_TRANSPORT_TEXT_MAX];
+    struct raft_refusal refusal;
+    struct raft_request request;
     assert_int_equal(wire_decode_hello(cut, shorter, &hello), RAFT_INVALID);
-    assert_int_equal(wire_decode_refusal(cut, shorter, text), RAFT_INVALID);
+    assert_int_equal(wire_decode_refusal(cut, shorter, &refusal), RAFT_INVALID);
+    assert_int_equal(wire_decode_request(cut, shorter, &request), RAFT_INVALID);
     free(decoded);
     free(metas);
     free(cut);
@@ -268,7 +271,6 @@ static void greetings_come_back_as_they_were(void **state) {
   uint8_t frame[WIRE_GREETING_MAX];
   enum wire_type type;
   uint32_t told;
-  char text[RAFT_TRANSPORT_TEXT_MAX];
   struct raft_hello back;
   struct raft_hello hello = {.protocol_lowest = 1,
                              .protocol_highest = 2,
@@ -306,10 +308,115 @@ static void greetings_come_back_as_they_were(void **state) {
     assert_true(bit / 8 < 8 || wire_decode_hello(frame, length, &back) == RAFT_INVALID);
     frame[bit / 8] ^= (uint8_t)(1 << bit % 8);
   }
-  length = wire_encode_refusal("no \x1b[31mred\n", frame);
-  assert_int_equal(wire_decode_refusal(frame, length, text), RAFT_OK);
-  assert_string_equal(text, "no  [31mred ");
-  assert_int_equal(wire_decode_refusal(frame, length - 1, text), RAFT_INVALID);
+}
+
+static void a_refusal_says_why_and_by_which_configuration(void **state) {
+  uint8_t frame[WIRE_GREETING_MAX];
+  struct raft_refusal refusal = {.text = "no \x1b[31mred\n", .is_no_member = true, .cluster = {{4, 5}}, .index = 77},
+                      back;
+  (void)state;
+  uint32_t length = wire_encode_refusal(&refusal, frame);
+  assert_int_equal(wire_decode_refusal(frame, length, &back), RAFT_OK);
+  assert_string_equal(back.text, "no  [31mred ");
+  assert_true(back.is_no_member);
+  assert_memory_equal(&back.cluster, &refusal.cluster, sizeof back.cluster);
+  assert_int_equal(back.index, 77);
+  assert_int_equal(wire_decode_refusal(frame, length - 1, &back), RAFT_INVALID);
+  memset(refusal.text, 'x', sizeof refusal.text); /* without an end: it is cut */
+  length = wire_encode_refusal(&refusal, frame);
+  assert_true(length <= WIRE_GREETING_MAX);
+  assert_int_equal(wire_decode_refusal(frame, length, &back), RAFT_OK);
+  assert_int_equal(strlen(back.text), RAFT_TRANSPORT_TEXT_MAX - 1);
+  assert_int_equal(back.index, 77);
+}
+
+/* ---- Requests ---- */
+
+static struct raft_request random_request(uint64_t *random) {
+  struct raft_request request = {.kind = (uint8_t)(1 + draw(random) % 255),
+                                 .is_reply = draw(random) % 2,
+                                 .bits = (uint8_t)draw(random),
+                                 .status = (int32_t)draw(random),
+                                 .to = draw(random),
+                                 .context = draw(random),
+                                 .node = draw(random),
+                                 .index = draw(random),
+                                 .wait_ms = (uint32_t)draw(random)};
+  for (int i = 0; i < RAFT_UUID_SIZE; i++) request.to_incarnation.bytes[i] = (uint8_t)draw(random);
+  for (int i = 0; i < RAFT_UUID_SIZE; i++) request.incarnation.bytes[i] = (uint8_t)draw(random);
+  memset(request.address, 'a', draw(random) % RAFT_ADDRESS_MAX);
+  memset(request.text, 't', draw(random) % RAFT_TRANSPORT_TEXT_MAX);
+  return request;
+}
+
+static void requests_and_replies_come_back_as_they_were(void **state) {
+  uint64_t random = 5;
+  uint8_t frame[RAFT_REQUEST_MAX];
+  enum wire_type type;
+  uint32_t told;
+  (void)state;
+  for (int round = 0; round < 500; round++) {
+    struct raft_request request = random_request(&random), back;
+    uint32_t length = wire_encode_request(&request, frame);
+    assert_int_equal(wire_decode_header(frame, RAFT_REQUEST_MAX, &type, &told), RAFT_OK);
+    assert_int_equal(type, WIRE_REQUEST);
+    assert_int_equal(told, length);
+    assert_int_equal(wire_decode_request(frame, length, &back), RAFT_OK);
+    assert_int_equal(back.kind, request.kind);
+    assert_int_equal(back.is_reply, request.is_reply);
+    assert_int_equal(back.bits, request.bits);
+    assert_int_equal(back.status, request.status);
+    assert_int_equal(back.from, 0); /* the connection's Hello says it */
+    assert_int_equal(back.to, request.to);
+    assert_memory_equal(&back.to_incarnation, &request.to_incarnation, sizeof back.to_incarnation);
+    assert_int_equal(back.context, request.context);
+    assert_int_equal(back.node, request.node);
+    assert_memory_equal(&back.incarnation, &request.incarnation, sizeof back.incarnation);
+    assert_int_equal(back.index, request.index);
+    assert_int_equal(back.wait_ms, request.wait_ms);
+    assert_string_equal(back.address, request.address);
+    assert_string_equal(back.text, request.text);
+  }
+}
+
+/* With a checksum that fits: damage is noticed anyway, malice is not. */
+static void whatever_is_asked_is_decoded_or_refused(void **state) {
+  uint64_t random = 6;
+  (void)state;
+  for (int round = 0; round < 20000; round++) {
+    uint8_t frame[RAFT_REQUEST_MAX];
+    struct raft_request request = random_request(&random), back;
+    uint32_t length = wire_encode_request(&request, frame);
+    for (uint64_t i = draw(&random) % 4; i < 4; i++) {
+      uint64_t value = draw(&random) % 3 ? draw(&random) : draw(&random) % 700;
+      memcpy(frame + 16 + draw(&random) % (length - 24), &value, 1 + draw(&random) % 8);
+    }
+    uint32_t shorter = draw(&random) % 2 ? length : (uint32_t)(WIRE_HEADER_SIZE + draw(&random) % (length - 15));
+    uint8_t *cut = malloc(shorter);
+    assert_non_null(cut);
+    memcpy(cut, frame, shorter);
+    memcpy(cut, &shorter, 4);
+    uint64_t checksum = XXH64(cut + 16, shorter - 16, XXH64(cut, 8, 0));
+    memcpy(cut + 8, &checksum, 8);
+    if (wire_decode_request(cut, shorter, &back) == RAFT_OK) {
+      assert_true(back.kind != 0 && strlen(back.address) < RAFT_ADDRESS_MAX);
+      assert_true(strlen(back.text) < RAFT_TRANSPORT_TEXT_MAX);
+    }
+    free(cut);
+  }
+}
+
+static void a_flipped_bit_of_a_request_is_noticed(void **state) {
+  uint64_t random = 7;
+  uint8_t frame[RAFT_REQUEST_MAX];
+  struct raft_request request = random_request(&random), back;
+  (void)state;
+  uint32_t length = wire_encode_request(&request, frame);
+  for (uint32_t bit = 0; bit < 8 * length; bit++) {
+    frame[bit / 8] ^= (uint8_t)(1 << bit % 8);
+    assert_true(bit / 8 < 4 || wire_decode_request(frame, length, &back) == RAFT_INVALID); /* the length is told */
+    frame[bit / 8] ^= (uint8_t)(1 << bit % 8);
+  }
 }
 
 static void lengths_beyond_their_limit_are_refused_at_once(void **state) {
@@ -351,6 +458,10 @@ int main(void) {
       cmocka_unit_test(a_flipped_bit_anywhere_is_noticed),
       cmocka_unit_test(whatever_a_peer_sends_is_decoded_or_refused),
       cmocka_unit_test(greetings_come_back_as_they_were),
+      cmocka_unit_test(a_refusal_says_why_and_by_which_configuration),
+      cmocka_unit_test(requests_and_replies_come_back_as_they_were),
+      cmocka_unit_test(whatever_is_asked_is_decoded_or_refused),
+      cmocka_unit_test(a_flipped_bit_of_a_request_is_noticed),
       cmocka_unit_test(lengths_beyond_their_limit_are_refused_at_once),
       cmocka_unit_test(entries_that_do_not_follow_each_other_are_refused),
   };

@@ -10,7 +10,8 @@
 #
 # Parts of `make test`, each also alone:
 #   make layers  make unit  make trace  make sim SEED=7 (or SEEDS=1..100)  make mutants
-#   make damage SEED=7 (or DAMAGE_SEEDS=1..1000)  make asan  make tsan  make installed  make cluster
+#   make damage SEED=7 (or DAMAGE_SEEDS=1..1000)  make power SEED=7 (or SEEDS=1..100)
+#   make asan  make tsan  make installed  make cluster
 # One unit test:         make unit TESTS=test_slot_file
 #
 # Options: CC=gcc|clang  WERROR=1  ASAN=1 (address + undefined)  TSAN=1  BUILD=folder
@@ -87,6 +88,7 @@ EXT_OBJECTS := $(SOURCES:%.c=$(OUT)/ext-objects/%.o)
 CORE_OBJECTS := $(SOURCES:%.c=$(OUT)/core-objects/%.o)
 FAULT_OBJECTS := $(patsubst %.c,$(OUT)/test-objects/%.o,$(sort $(wildcard tests/fault/*.c)))
 TRACE_OBJECTS := $(patsubst %.c,$(OUT)/test-objects/%.o,$(sort $(wildcard tests/trace/*.c)))
+POWER_OBJECTS := $(patsubst %.c,$(OUT)/test-objects/%.o,$(sort $(wildcard tests/power/*.c)))
 SIM_OBJECTS := $(patsubst %.c,$(OUT)/test-objects/%.o,$(sort $(wildcard tests/sim/*.c)))
 UNIT_TESTS := $(patsubst tests/unit/%.c,%,$(sort $(wildcard tests/unit/test_*.c)))
 UNIT_HELPER_OBJECTS := $(patsubst %.c,$(OUT)/test-objects/%.o,\
@@ -173,6 +175,11 @@ $(OUT)/tests/sim: $(SIM_OBJECTS) $(FAULT_OBJECTS) $(OUT)/libbalsa.a
 	@mkdir -p $(@D)
 	$(Q)$(TEST_LINK)
 
+$(OUT)/tests/power: $(POWER_OBJECTS) $(FAULT_OBJECTS) $(OUT)/libbalsa.a
+	$(call say,LD,$@)
+	@mkdir -p $(@D)
+	$(Q)$(TEST_LINK)
+
 $(OUT)/tests/damage: $(DAMAGE_OBJECTS) $(OUT)/libbalsa.a
 	$(call say,LD,$@)
 	@mkdir -p $(@D)
@@ -214,16 +221,19 @@ DAMAGE_SEEDS ?= 1..$(call scaled,300)
 MUTANT_SEEDS ?= 1..3000
 # Many seeds are shared by the cores, in slices large enough for each fault class to occur in each.
 SIM_SLICE_MIN := 200
-SIM_SLICES = $(shell echo $(SEEDS) | awk -F '[.][.]' '{ \
+slices = $(shell echo $(1) | awk -F '[.][.]' '{ \
   n = int(($$2 - $$1 + 1) / $(SIM_SLICE_MIN)); if (n > $(JOBS)) n = $(JOBS); if (n < 1) n = 1; \
   for (i = 0; i < n; i++) printf "%d..%d ", $$1 + int(($$2 - $$1 + 1) * i / n), $$1 + int(($$2 - $$1 + 1) * (i + 1) / n) - 1 }')
+SIM_SLICES = $(call slices,$(SEEDS))
+POWER_SEEDS ?= $(if $(filter command line,$(origin SEEDS)),$(SEEDS),1..1000)
+POWER_SLICES = $(call slices,$(POWER_SEEDS))
 TRACES ?= $(sort $(wildcard tests/trace/*.txt))
 TESTS ?= $(UNIT_TESTS)
 # With threads of their own: what ThreadSanitizer has something to say about.
 THREADED_TESTS ?= $(patsubst tests/unit/%.c,%,$(sort $(shell grep -lsE \
   'pthread_create|os_thread_start|raft_transport_get|balsa_init' tests/unit/test_*.c)))
 
-.PHONY: unit trace sim mutants damage layers asan tsan cluster
+.PHONY: unit trace sim power mutants damage layers asan tsan cluster
 unit: $(TESTS:%=$(OUT)/tests/unit/%)
 	+@$(call run_all,$(TESTS:%=run-unit-%))
 
@@ -232,6 +242,10 @@ trace: $(if $(TRACE_OBJECTS),$(OUT)/tests/trace)
 
 sim: $(if $(SIM_OBJECTS),$(OUT)/tests/sim)
 	+@$(call run_all,$(if $(SIM_OBJECTS),$(if $(SEED),run-sim-seed,$(SIM_SLICES:%=run-sim-%))))
+
+# Whole nodes that lose their power, again and again: tests/power/power.h.
+power: $(OUT)/tests/power
+	+@$(call run_all,$(if $(SEED),run-power-seed,$(POWER_SLICES:%=run-power-%)))
 
 # A mutant passes its test when the simulation fails.
 mutants: $(if $(SIM_OBJECTS),$(MUTANT_PROGRAMS))
@@ -254,7 +268,7 @@ tsan:
 	+@$(PARALLEL) TSAN=1 unit TESTS="$(THREADED_TESTS)"
 
 .PHONY: $(TESTS:%=run-unit-%) $(MUTANTS:%=run-mutant-%) $(SIM_SLICES:%=run-sim-%) run-trace run-sim-seed run-layers run-damage-seed \
-  $(DAMAGE_SLICES:%=run-damage-%)
+  $(DAMAGE_SLICES:%=run-damage-%) $(POWER_SLICES:%=run-power-%) run-power-seed
 $(TESTS:%=run-unit-%): run-unit-%:
 	@$(RUN) $* $(OUT)/tests/unit/$*
 run-trace:
@@ -263,6 +277,10 @@ run-sim-seed:
 	@$(RUN) --show sim-seed-$(SEED) $(OUT)/tests/sim --seed $(SEED)
 $(SIM_SLICES:%=run-sim-%): run-sim-%:
 	@$(RUN) --tell sim-seeds-$* $(OUT)/tests/sim --seeds $*
+run-power-seed:
+	@$(RUN) --show power-seed-$(SEED) $(OUT)/tests/power --seed $(SEED)
+$(POWER_SLICES:%=run-power-%): run-power-%:
+	@$(RUN) --tell power-seeds-$* $(OUT)/tests/power --seeds $*
 $(MUTANTS:%=run-mutant-%): run-mutant-%:
 	@$(RUN) --must-fail mutant-$* $(OUT)/tests/sim-$* --seeds $(MUTANT_SEEDS)
 run-damage-seed:
@@ -306,7 +324,7 @@ installed: all
 
 # ---- The whole ----
 
-STAGES ?= layers unit trace sim mutants damage asan tsan installed cluster
+STAGES ?= layers unit trace sim power mutants damage asan tsan installed cluster
 .PHONY: test soak
 test:
 	@sh tests/deps.sh --if-missing build

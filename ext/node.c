@@ -732,6 +732,14 @@ void node_stop(struct node *node, uint64_t deadline) {
   pthread_mutex_unlock(&registry_mutex);
 }
 
+void node_stop_at(const char *path, uint64_t deadline) {
+  pthread_mutex_lock(&registry_mutex);
+  struct node *node = nodes;
+  while (node && strcmp(node->path, path) != 0) node = node->next;
+  if (node && node->life == NODE_RUNNING) stop(node, deadline);
+  pthread_mutex_unlock(&registry_mutex);
+}
+
 /* Device and inode, once the file is there. */
 static void note_identity(struct node *node) {
   struct os_stat stat;

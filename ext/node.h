@@ -44,6 +44,8 @@ struct node *node_of_connection(struct vfs_connection *connection);
 ** Does nothing if it has stopped already. Not from a thread of the node.
 */
 void node_stop(struct node *node, uint64_t deadline);
+/* For tests: the same for the node of this database, by its real path, if one runs; it may have no connection. */
+void node_stop_at(const char *path, uint64_t deadline);
 
 struct node_status {
   uint64_t node;

@@ -32,8 +32,8 @@ struct real_file {
   struct real_file *next; /* of those with locks */
 };
 
-struct os_thread {
-  struct os *os;
+struct real_thread {
+  struct os_thread base;
   pthread_t thread;
   char name[16]; /* the kernel's limit */
   void (*run)(void *arg);
@@ -398,7 +398,7 @@ static int real_list(struct os *os, const char *path, int (*each)(void *ctx, con
 /* ---- Threads and waits ---- */
 
 static void *thread_main(void *arg) {
-  struct os_thread *thread = arg;
+  struct real_thread *thread = arg;
   pthread_setname_np(pthread_self(), thread->name);
   thread->run(thread->arg);
   return NULL;
@@ -408,9 +408,9 @@ static int real_thread_start(struct os *os, const char *name, void (*run)(void *
                              struct os_thread **thread) {
   sigset_t all, before;
   *thread = NULL;
-  struct os_thread *made = calloc(1, sizeof *made);
+  struct real_thread *made = calloc(1, sizeof *made);
   if (made == NULL) return -ENOMEM;
-  made->os = os;
+  made->base.os = os;
   made->run = run;
   made->arg = arg;
   snprintf(made->name, sizeof made->name, "%s", name);
@@ -423,12 +423,12 @@ static int real_thread_start(struct os *os, const char *name, void (*run)(void *
     free(made);
     return -error;
   }
-  *thread = made;
+  *thread = &made->base;
   return 0;
 }
 
 static void real_thread_join(struct os_thread *thread) {
-  pthread_join(thread->thread, NULL);
+  pthread_join(((struct real_thread *)thread)->thread, NULL);
   free(thread);
 }
 

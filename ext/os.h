@@ -73,11 +73,14 @@ struct os_methods {
   int (*condition_wait)(struct os *os, pthread_cond_t *condition, pthread_mutex_t *mutex, uint64_t deadline);
 };
 
-/* An implementation embeds this as its first member; so does its os_file. */
+/* An implementation embeds this as its first member; so do its os_file and its os_thread. */
 struct os {
   const struct os_methods *methods;
 };
 struct os_file {
+  struct os *os;
+};
+struct os_thread {
   struct os *os;
 };
 

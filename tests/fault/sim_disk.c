@@ -14,9 +14,29 @@
 
 #define CAPACITY_MIN UINT64_C(4096)
 
+struct sim_file;
+
+/* Bytes of a file that somebody has mapped: newer than `now` may be. */
+struct mapping {
+  struct mapping *next;
+  uint64_t offset, size;
+  uint8_t *memory;
+};
+
+struct lock {
+  struct lock *next;
+  const struct sim_file *owner;
+  enum os_lock type;
+  uint64_t first, end;
+};
+
 struct inode {
   struct inode *next, **link; /* of the disk's list */
-  unsigned references;        /* of names, changes of names and open files */
+  uint64_t number;
+  uint64_t mtime_now, mtime_durable; /* a count of changes */
+  struct mapping *mappings;
+  struct lock *locks;
+  unsigned references; /* of names, changes of names and open files */
   bool directory;
   uint8_t *now, *durable; /* `capacity` bytes each, zeros beyond their sizes */
   uint8_t *dirty;         /* one per sector */
@@ -63,7 +83,9 @@ struct sim_disk {
   struct fault faults[SIM_DISK_CALLS];
   uint64_t crash_nth;
   enum sim_disk_crash crash_kind;
-  bool down;
+  bool down, lying;
+  uint64_t inodes_made, changes_made;
+  struct mapping *dead_mappings; /* of machines that went down: threads may still store there */
   struct sim_disk_counters counters;
 };
 
@@ -102,6 +124,8 @@ static bool toss(struct sim_disk *disk) {
 static struct inode *inode_new(struct sim_disk *disk, bool directory) {
   struct inode *inode = grow(NULL, sizeof *inode);
   *inode = (struct inode){.directory = directory, .next = disk->inodes, .link = &disk->inodes};
+  inode->number = ++disk->inodes_made;
+  inode->mtime_now = inode->mtime_durable = ++disk->changes_made;
   if (inode->next) inode->next->link = &inode->next;
   disk->inodes = inode;
   return inode;
@@ -112,6 +136,14 @@ static struct inode *inode_ref(struct inode *inode) {
   return inode;
 }
 
+static void free_mappings(struct mapping *mapping) {
+  for (struct mapping *next; mapping; mapping = next) {
+    next = mapping->next;
+    free(mapping->memory);
+    free(mapping);
+  }
+}
+
 static void inode_unref(struct sim_disk *disk, struct inode *inode) {
   if (inode == NULL || --inode->references > 0) return;
   disk->used -= inode->now_size;
@@ -120,6 +152,7 @@ static void inode_unref(struct sim_disk *disk, struct inode *inode) {
   free(inode->now);
   free(inode->durable);
   free(inode->dirty);
+  free_mappings(inode->mappings);
   free(inode);
 }
 
@@ -142,6 +175,29 @@ static void inode_reserve(struct inode *inode, uint64_t size) {
   inode->capacity = capacity;
 }
 
+/* What was stored in mapped memory is in the page cache. */
+static void inode_pull(struct inode *inode) {
+  for (const struct mapping *at = inode->mappings; at; at = at->next) {
+    if (at->offset >= inode->now_size) continue;
+    uint64_t n = at->size < inode->now_size - at->offset ? at->size : inode->now_size - at->offset;
+    memcpy(inode->now + at->offset, at->memory, n);
+    for (uint64_t s = at->offset / SIM_DISK_SECTOR; s * SIM_DISK_SECTOR < at->offset + n; s++) inode->dirty[s] = 1;
+  }
+}
+
+/* And what a call has changed shows in mapped memory. */
+static void inode_push(struct inode *inode) {
+  for (const struct mapping *at = inode->mappings; at; at = at->next) {
+    inode_reserve(inode, at->offset + at->size);
+    memcpy(at->memory, inode->now + at->offset, at->size);
+  }
+}
+
+static void inode_changed(struct sim_disk *disk, struct inode *inode) {
+  inode->mtime_now = ++disk->changes_made;
+  inode_push(inode);
+}
+
 static void inode_resize(struct sim_disk *disk, struct inode *inode, uint64_t size) {
   if (size == inode->now_size) return;
   inode_reserve(inode, size);
@@ -157,12 +213,14 @@ static void inode_resize(struct sim_disk *disk, struct inode *inode, uint64_t si
 static void inode_write(struct sim_disk *disk, struct inode *inode, const uint8_t *bytes, uint64_t size,
                         uint64_t offset) {
   if (size == 0) return;
+  inode_pull(inode);
   if (offset + size > inode->now_size) inode_resize(disk, inode, offset + size);
   if (bytes)
     memcpy(inode->now + offset, bytes, size);
   else
     memset(inode->now + offset, 0, size);
   for (uint64_t s = offset / SIM_DISK_SECTOR; s * SIM_DISK_SECTOR < offset + size; s++) inode->dirty[s] = 1;
+  inode_changed(disk, inode);
 }
 
 static void sector_to_platter(struct inode *inode, uint64_t sector) {
@@ -298,6 +356,8 @@ static void lose_power(struct sim_disk *disk) {
     inode_set(disk, &name->now, name->durable);
   }
   for (struct inode *inode = disk->inodes; inode; inode = inode->next) {
+    if (toss(disk)) inode->mtime_durable = inode->mtime_now;
+    inode->mtime_now = inode->mtime_durable;
     if (inode->capacity == 0) continue;
     inode_sync_some(disk, inode, 0, inode->capacity, true);
     memset(inode->durable + inode->durable_size, 0, inode->capacity - inode->durable_size);
@@ -308,10 +368,27 @@ static void lose_power(struct sim_disk *disk) {
   }
 }
 
+static void locks_end(struct inode *inode, const struct sim_file *owner);
+
+/* Nobody's memory and nobody's locks outlive the machine. */
+static void end_processes(struct sim_disk *disk) {
+  for (struct inode *inode = disk->inodes; inode; inode = inode->next) {
+    locks_end(inode, NULL);
+    inode_pull(inode);
+    while (inode->mappings) {
+      struct mapping *mapping = inode->mappings;
+      inode->mappings = mapping->next;
+      mapping->next = disk->dead_mappings;
+      disk->dead_mappings = mapping;
+    }
+  }
+}
+
 void sim_disk_crash(struct sim_disk *disk, enum sim_disk_crash kind) {
   if (disk->down) return;
   disk->down = true;
   disk->crash_nth = 0;
+  end_processes(disk);
   if (kind == SIM_DISK_POWER_LOSS) {
     disk->counters.power_losses++;
     lose_power(disk);
@@ -405,6 +482,7 @@ static void sim_close(struct os_file *file) {
   struct sim_file *sim = as_file(file);
   *sim->link = sim->next;
   if (sim->next) sim->next->link = sim->link;
+  locks_end(sim->inode, sim);
   inode_unref(as_disk(file->os), sim->inode);
   free(sim);
 }
@@ -414,6 +492,7 @@ static int64_t sim_read(struct os_file *file, void *bytes, size_t size, uint64_t
   if (is_dead(as_file(file))) return -EIO;
   int error = fault_due(as_disk(file->os), SIM_DISK_READ);
   if (error) return error;
+  inode_pull(inode);
   if (offset >= inode->now_size) return 0;
   if (size > inode->now_size - offset) size = (size_t)(inode->now_size - offset);
   memcpy(bytes, inode->now + offset, size);
@@ -435,7 +514,7 @@ static uint64_t draw_prefix(struct sim_disk *disk, uint64_t size, uint64_t offse
 static int write_or_fail(struct os_file *file, const uint8_t *bytes, uint64_t size, uint64_t offset) {
   struct sim_disk *disk = as_disk(file->os);
   struct inode *inode = as_file(file)->inode;
-  bool dsync = as_file(file)->flags & OS_OPEN_DSYNC;
+  bool dsync = (as_file(file)->flags & OS_OPEN_DSYNC) && !disk->lying;
   if (is_dead(as_file(file))) return -EIO;
   if (!(as_file(file)->flags & OS_OPEN_WRITE)) return -EBADF;
   if (size == 0) return 0;
@@ -480,7 +559,9 @@ static int sim_truncate(struct os_file *file, uint64_t size) {
   bool crash = crash_due(disk);
   int error = crash ? 0 : fault_due(disk, SIM_DISK_WRITE);
   if (error) return error;
+  inode_pull(as_file(file)->inode);
   inode_resize(disk, as_file(file)->inode, size);
+  inode_changed(disk, as_file(file)->inode);
   return crash ? crash_here(disk) : 0;
 }
 
@@ -488,7 +569,9 @@ static int sim_sync(struct os_file *file) {
   struct sim_disk *disk = as_disk(file->os);
   struct inode *inode = as_file(file)->inode;
   if (is_dead(as_file(file))) return -EIO;
+  inode_pull(inode);
   if (crash_due(disk)) return crash_here(disk);
+  if (disk->lying) return 0;
   int error = fault_due(disk, SIM_DISK_SYNC);
   if (error)
     inode_sync_some(disk, inode, 0, inode->capacity, true);
@@ -503,7 +586,109 @@ static int sim_size(struct os_file *file, uint64_t *size) {
   return 0;
 }
 
+static void stat_of(const struct inode *inode, struct os_stat *stat) {
+  *stat = (struct os_stat){
+      .device = 1, .inode = inode->number, .links = 1, .size = inode->now_size, .mtime_ns = inode->mtime_now};
+}
+
+static int sim_file_stat(struct os_file *file, struct os_stat *stat) {
+  if (is_dead(as_file(file))) return -EIO;
+  stat_of(as_file(file)->inode, stat);
+  return 0;
+}
+
+/* ---- Locks and shared memory ---- */
+
+static void lock_add(struct inode *inode, const struct sim_file *owner, enum os_lock type, uint64_t first,
+                     uint64_t end) {
+  struct lock *lock = grow(NULL, sizeof *lock);
+  *lock = (struct lock){.next = inode->locks, .owner = owner, .type = type, .first = first, .end = end};
+  inode->locks = lock;
+}
+
+/* Takes [first, end) out of the owner's locks; owner NULL: everybody's. */
+static void lock_cut(struct inode *inode, const struct sim_file *owner, uint64_t first, uint64_t end) {
+  for (struct lock **at = &inode->locks; *at;) {
+    struct lock *lock = *at;
+    if ((owner && lock->owner != owner) || lock->end <= first || lock->first >= end) {
+      at = &lock->next;
+      continue;
+    }
+    struct lock old = *lock;
+    *at = lock->next;
+    free(lock);
+    /* What is left of it lies outside. */
+    if (old.first < first) lock_add(inode, old.owner, old.type, old.first, first);
+    if (old.end > end) lock_add(inode, old.owner, old.type, end, old.end);
+    at = &inode->locks;
+  }
+}
+
+static void locks_end(struct inode *inode, const struct sim_file *owner) {
+  lock_cut(inode, owner, 0, UINT64_MAX);
+}
+
+static bool lock_is_in_the_way(const struct inode *inode, const struct sim_file *asking, enum os_lock type,
+                               uint64_t first, uint64_t end) {
+  for (const struct lock *at = inode->locks; at; at = at->next) {
+    bool conflicts = at->type == OS_LOCK_EXCLUSIVE || type == OS_LOCK_EXCLUSIVE;
+    if (at->owner != asking && conflicts && at->first < end && at->end > first) return true;
+  }
+  return false;
+}
+
+static uint64_t lock_end(uint64_t start, uint64_t length) {
+  return length ? start + length : UINT64_MAX;
+}
+
+static int sim_lock(struct os_file *file, enum os_lock type, uint64_t start, uint64_t length) {
+  struct inode *inode = as_file(file)->inode;
+  uint64_t end = lock_end(start, length);
+  if (is_dead(as_file(file))) return -EIO;
+  assert(as_file(file)->flags & OS_OPEN_LOCKS);
+  if (type != OS_UNLOCK && lock_is_in_the_way(inode, as_file(file), type, start, end)) return -EAGAIN;
+  lock_cut(inode, as_file(file), start, end);
+  if (type != OS_UNLOCK) lock_add(inode, as_file(file), type, start, end);
+  return 0;
+}
+
+static bool sim_find_lock(struct os_file *file, uint64_t start, uint64_t length, int64_t *process) {
+  *process = -1;
+  return !is_dead(as_file(file)) &&
+         lock_is_in_the_way(as_file(file)->inode, as_file(file), OS_LOCK_EXCLUSIVE, start, lock_end(start, length));
+}
+
+void *sim_disk_map(struct os_file *file, uint64_t offset, uint64_t size) {
+  struct inode *inode = as_file(file)->inode;
+  if (is_dead(as_file(file))) return NULL;
+  assert(offset + size <= inode->now_size);
+  for (struct mapping *at = inode->mappings; at; at = at->next)
+    if (at->offset == offset && at->size == size) return at->memory;
+  struct mapping *mapping = grow(NULL, sizeof *mapping);
+  *mapping = (struct mapping){.next = inode->mappings, .offset = offset, .size = size, .memory = grow(NULL, size)};
+  memcpy(mapping->memory, inode->now + offset, size);
+  inode->mappings = mapping;
+  return mapping->memory;
+}
+
 /* ---- Names, as called ---- */
+
+static int sim_stat(struct os *os, const char *path, struct os_stat *stat) {
+  struct sim_disk *disk = as_disk(os);
+  if (disk->down) return -EIO;
+  const struct inode *inode = name_inode(disk, path);
+  if (inode == NULL) return -ENOENT;
+  stat_of(inode, stat);
+  return 0;
+}
+
+static int sim_real_path(struct os *os, const char *path, char real[OS_PATH_MAX]) {
+  struct sim_disk *disk = as_disk(os);
+  if (disk->down) return -EIO;
+  if (name_inode(disk, path) == NULL) return -ENOENT;
+  snprintf(real, OS_PATH_MAX, "%s", path);
+  return 0;
+}
 
 /* Changes names unless it is made to fail; the crash may strike before or after. */
 static int change_or_fail(struct sim_disk *disk, size_t n, const size_t *names, struct inode *const *inodes) {
@@ -563,6 +748,7 @@ static int sim_sync_directory(struct os *os, const char *path) {
   if (inode == NULL) return -ENOENT;
   if (!inode->directory) return -ENOTDIR;
   if (crash_due(disk)) return crash_here(disk);
+  if (disk->lying) return 0;
   int error = fault_due(disk, SIM_DISK_SYNC_DIRECTORY);
   if (error) return error;
   for (size_t i = 0; i < disk->n_changes; i++) {
@@ -653,6 +839,11 @@ struct sim_disk *sim_disk_new(uint64_t seed) {
       .truncate = sim_truncate,
       .allocate = sim_allocate,
       .size = sim_size,
+      .file_stat = sim_file_stat,
+      .lock = sim_lock,
+      .find_lock = sim_find_lock,
+      .stat = sim_stat,
+      .real_path = sim_real_path,
       .rename = sim_rename,
       .remove = sim_remove,
       .make_directory = sim_make_directory,
@@ -689,6 +880,7 @@ void sim_disk_free(struct sim_disk *disk) {
   }
   forget_names(disk);
   assert(disk->inodes == NULL && disk->used == 0);
+  free_mappings(disk->dead_mappings);
   free(disk->names);
   free(disk->changes);
   free(disk);
@@ -726,6 +918,10 @@ void sim_disk_set_capacity(struct sim_disk *disk, uint64_t bytes) {
   disk->capacity = bytes;
 }
 
+void sim_disk_set_lying(struct sim_disk *disk, bool lying) {
+  disk->lying = lying;
+}
+
 uint64_t sim_disk_used(const struct sim_disk *disk) {
   return disk->used;
 }
@@ -741,6 +937,7 @@ void sim_disk_get_counters(const struct sim_disk *disk, struct sim_disk_counters
 const uint8_t *sim_disk_bytes(const struct sim_disk *disk, const char *path, uint64_t *size) {
   struct inode *inode = name_inode(disk, path);
   if (inode == NULL || inode->directory) return NULL;
+  inode_pull(inode);
   *size = inode->now_size;
   return inode->now ? inode->now : (const uint8_t *)"";
 }

@@ -14,11 +14,16 @@
 **   cache only, where no later sync finds them any more, as Linux does.
 ** - A failed write has written any prefix of its sectors.
 **
+** - Memory that sim_disk_map gave is the page cache itself, as with mmap: what is stored there is unsynced.
+** - A time of modification is as durable as the disk likes: no sync covers it.
+**
 ** After sim_disk_crash, and in and after the call in which a countdown crash strikes, every call gives
 ** -EIO and changes nothing, until sim_disk_restart. Files opened before stay dead for ever; close them
 ** all the same (their users' clean-up may run before or after the restart).
 **
-** One thread at a time may be in a disk: os_thread_start gives -ENOTSUP, and a wait ends at once at
+** Locks are kept between the open files of the disk, as if each were another process's; a crash ends them all.
+**
+** One thread at a time may be in a disk (sim_machine.h makes it so for many): os_thread_start gives -ENOTSUP, and a wait ends at once at
 ** its deadline, to which the clock jumps (a wait without a deadline aborts: nobody could end it).
 ** Paths are plain names separated by '/'; "/" and "." exist from the start.
 */
@@ -80,6 +85,17 @@ void sim_disk_crash_at(struct sim_disk *disk, uint64_t nth, enum sim_disk_crash 
 bool sim_disk_is_down(const struct sim_disk *disk);
 /* The machine starts again with what survived. Countdowns and fail_all are off; rates and capacity stay. */
 void sim_disk_restart(struct sim_disk *disk);
+
+/* While it is set, syncs of every kind (O_DSYNC too) report success and do nothing. */
+void sim_disk_set_lying(struct sim_disk *disk, bool lying);
+
+/* ---- Shared memory ---- */
+
+/*
+** `size` bytes of the file from `offset`, which it must have already: the same memory for all that ask, until the file is
+** gone or the machine goes down. What is stored there after that harms nobody and reaches nothing. NULL: the file is dead.
+*/
+void *sim_disk_map(struct os_file *file, uint64_t offset, uint64_t size);
 
 /* ---- Looking in, and damage ---- */
 

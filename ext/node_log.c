@@ -116,14 +116,17 @@ static void note_flush(struct node *node, int error, uint64_t persist) {
 void node_flush(struct node *node) {
   uint64_t persist = 0;
   assert(!node->flushing);
+  uint64_t given = node->persist_given;
   node->flushing = true;
   node->unattended = false;
   node->flushes++;
   pthread_mutex_unlock(&node->mutex);
-  int error = raft_store_flush(node->store, &persist);
+  /* One batch at a time: the core must see that a disk with much to write gets on. */
+  int error = raft_store_flush_batch(node->store, &persist);
   pthread_mutex_lock(&node->mutex);
   node->flushing = false;
   note_flush(node, error, persist);
+  if (!error && persist < given) node->unattended = true; /* of what was there before some is left */
   node_drain(node, NULL, 0);
   if (node->stopping) pthread_cond_broadcast(&node->idle_condition);
 }

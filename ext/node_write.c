@@ -52,11 +52,18 @@ static void decide_through(struct node *node, struct node_waiters *waiters, uint
   while (waiters->first && waiters->first->index <= index) decide(node, waiters, waiters->first, VFS_FATE_COMMITTED);
 }
 
+/*
+** What waits in the epoch that is on is decided by rising index. Without one, all waiters are of epochs that are over, and
+** the commit of a later term's first entry decides about any of them, wherever it lies.
+*/
+static bool may_be_decided(const struct node *node, const struct node_waiter *waiter) {
+  return waiter && (waiter->index <= node->commit_index || node->epoch == 0);
+}
+
 void node_decide(struct node *node) {
   enum vfs_fate fate;
   struct node_waiter *next;
-  for (struct node_waiter *waiter = node->commit_waiters.first; waiter && waiter->index <= node->commit_index;
-       waiter = next) {
+  for (struct node_waiter *waiter = node->commit_waiters.first; may_be_decided(node, waiter); waiter = next) {
     next = waiter->next;
     if (fate_of(node, waiter->term, waiter->index, &fate)) decide(node, &node->commit_waiters, waiter, fate);
   }

@@ -267,7 +267,7 @@ void raft_log_write_begun(struct raft_log *log, uint64_t number, uint64_t last_i
   *write_at(log, log->n_writes - 1) = (struct raft_write){.number = number, .last_index = last_index, .since = now};
 }
 
-void raft_log_write_done(struct raft_log *log, uint64_t number) {
+void raft_log_write_done(struct raft_log *log, uint64_t number, uint64_t now) {
   while (log->n_writes > 0 && write_at(log, 0)->number <= number) {
     const uint64_t last = write_at(log, 0)->last_index;
     if (last > log->durable_index) {
@@ -275,6 +275,9 @@ void raft_log_write_done(struct raft_log *log, uint64_t number) {
     }
     log->writes_head = (log->writes_head + 1) % RAFT_WRITES_MAX;
     log->n_writes--;
+    if (log->n_writes > 0) {
+      write_at(log, 0)->since = now;
+    }
   }
   assert(log->durable_index <= raft_log_last(log));
 }

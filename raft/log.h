@@ -18,7 +18,7 @@
 struct raft_write {
   uint64_t number;
   uint64_t last_index; /* durable up to here when reported; 0: nothing of the log */
-  uint64_t since;      /* when it was given out */
+  uint64_t since;      /* when the disk could begin with it: it was given out, and the one before it was done */
 };
 
 struct raft_log {
@@ -71,13 +71,13 @@ bool raft_log_reset(struct raft_log *log, uint64_t index, uint64_t term, const s
 /* Parcel `number` was given out; the log reached last_index with it (0: it has no entries). */
 void raft_log_write_begun(struct raft_log *log, uint64_t number, uint64_t last_index, uint64_t now);
 /* It is durable, and all before it. */
-void raft_log_write_done(struct raft_log *log, uint64_t number);
+void raft_log_write_done(struct raft_log *log, uint64_t number, uint64_t now);
 /*
 ** The number that makes the entry at `index` (≤ last) durable; 0 if it is. `pending` is the number that
 ** the entries not yet given out will get.
 */
 uint64_t raft_log_write_of(const struct raft_log *log, uint64_t index, uint64_t pending);
-/* When the oldest write under way was given out; UINT64_MAX: none is. */
+/* Since when the oldest write has been under way; UINT64_MAX: none is. */
 uint64_t raft_log_oldest_write(const struct raft_log *log);
 
 #endif

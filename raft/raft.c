@@ -357,7 +357,7 @@ void raft_persisted(struct raft *raft, uint64_t now, uint64_t persist) {
   assert(persist <= raft->writes_given);
   const bool was_durable = raft_hard_state_is_durable(raft);
   raft->writes_done = persist;
-  raft_log_write_done(&raft->log, persist);
+  raft_log_write_done(&raft->log, persist, raft->now);
   if (raft->role == RAFT_LEADER) {
     raft_advance_commit(raft);
     return;

@@ -405,7 +405,8 @@ enum raft_fate { RAFT_FATE_PENDING, RAFT_FATE_COMMITTED, RAFT_FATE_LOST };
 
 /*
 ** What became of the entry proposed as (term, index): committed once commit_index >= index and the
-** entry there is of its term; lost only once an entry of another term is committed at its index.
+** entry there is of its term; lost only once an entry of another term is committed at its index, or one of a later term
+** before it: terms never fall along a log.
 ** An answer other than pending is true for ever, on every node, after any number of crashes.
 */
 enum raft_fate raft_fate(const struct raft *raft, uint64_t term, uint64_t index);

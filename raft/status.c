@@ -82,8 +82,12 @@ enum raft_fate raft_fate(const struct raft *raft, uint64_t term, uint64_t index)
     return RAFT_FATE_LOST;
   }
 #endif
-  if (index > raft->commit_index || there == 0) {
-    return RAFT_FATE_PENDING;
+  if (index > raft->commit_index) {
+    /* Terms never fall along a log: behind a committed entry of a later term there will be none of this one. */
+    return raft_log_term_ever(&raft->log, raft->commit_index) > term ? RAFT_FATE_LOST : RAFT_FATE_PENDING;
+  }
+  if (there == 0) {
+    return RAFT_FATE_PENDING; /* it is not known any more */
   }
   return there == term ? RAFT_FATE_COMMITTED : RAFT_FATE_LOST;
 }

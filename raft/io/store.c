@@ -747,29 +747,35 @@ static bool is_due(struct raft_store *store, uint64_t target) {
   return due;
 }
 
-static int flush_until(struct raft_store *store, uint64_t target) {
-  while (is_due(store, target)) {
-    int error = flush_reset(store);
-    if (error == 0) error = flush_batch(store);
-    if (error) return error;
-    want_spare(store);
-  }
-  return 0;
+static int flush_step(struct raft_store *store) {
+  int error = flush_reset(store);
+  if (error == 0) error = flush_batch(store);
+  if (error == 0) want_spare(store);
+  return error;
 }
 
-int raft_store_flush(struct raft_store *store, uint64_t *persist) {
+static int flush(struct raft_store *store, bool is_whole, uint64_t *persist) {
   pthread_mutex_lock(&store->flush_mutex);
   pthread_mutex_lock(&store->mutex);
   uint64_t target = last_number(store);
   int error = store->failed;
   pthread_mutex_unlock(&store->mutex);
-  if (error == 0) error = flush_until(store, target);
+  bool goes_on = true;
+  for (; error == 0 && goes_on && is_due(store, target); goes_on = is_whole) error = flush_step(store);
   pthread_mutex_lock(&store->mutex);
   if (error && error != -ENOSPC && store->failed == 0) store->failed = error;
   *persist = store->persist_durable;
   pthread_mutex_unlock(&store->mutex);
   pthread_mutex_unlock(&store->flush_mutex);
   return error;
+}
+
+int raft_store_flush(struct raft_store *store, uint64_t *persist) {
+  return flush(store, true, persist);
+}
+
+int raft_store_flush_batch(struct raft_store *store, uint64_t *persist) {
+  return flush(store, false, persist);
 }
 
 /* A batch that only says that the one before it is whole. Room for it is kept in every segment. */

@@ -71,13 +71,15 @@ void raft_store_commit(struct raft_store *store, uint64_t index);
 size_t raft_store_pending_bytes(struct raft_store *store);
 
 /*
-** Writes what is queued now as one batch and makes it durable; *persist gets the highest number that
-** is durable now (0: none). If another thread is flushing, waits for it and then flushes the rest,
+** Writes what is queued now and makes it durable, in one batch or, if that is much, in several; *persist gets the highest
+** number that is durable now (0: none). If another thread is flushing, waits for it and then flushes the rest,
 ** if any is left. Negative errno: nothing of that batch is durable for certain, every later flush
 ** fails likewise (a file whose sync failed is not trusted again), `raft_store_error` says it.
 ** -ENOSPC before anything was written leaves the store usable: call again when there is room.
 */
 int raft_store_flush(struct raft_store *store, uint64_t *persist);
+/* The same, but one batch at most: who has to say how far it is calls it again while something is pending. */
+int raft_store_flush_batch(struct raft_store *store, uint64_t *persist);
 /* true: entries, truncations or marks wait for a flush. */
 bool raft_store_is_pending(struct raft_store *store);
 /* The sentence for the last error: file, offset, cause, way out. Copied, at most RAFT_STORE_TEXT_MAX. */

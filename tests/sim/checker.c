@@ -272,8 +272,12 @@ void sim_check_fate(struct sim *sim, const struct sim_node *node, uint64_t id, e
              node->id, id, operation->index, operation->term);
   if (fate == RAFT_FATE_LOST && is_committed)
     sim_fail(sim, "node %" PRIu64 " tells that proposal %" PRIu64 " is lost, which is committed", node->id, id);
-  if (fate == RAFT_FATE_LOST && !is_known)
-    sim_fail(sim, "node %" PRIu64 " tells that proposal %" PRIu64 " is lost while nothing is committed at %" PRIu64,
+  /* Lost for certain before anything is committed there: behind an entry of a later term. */
+  const uint64_t latest = checker->n_committed > 0 ? checker->committed[checker->n_committed - 1].term : 0;
+  if (fate == RAFT_FATE_LOST && !is_known && latest <= operation->term)
+    sim_fail(sim,
+             "node %" PRIu64 " tells that proposal %" PRIu64 " is lost while nothing is committed at %" PRIu64
+             ", nor anything of a later term",
              node->id, id, operation->index);
   if (operation->told != RAFT_FATE_PENDING && operation->told != fate)
     sim_fail(sim, "node %" PRIu64 " tells another fate of proposal %" PRIu64 " than was told before", node->id, id);

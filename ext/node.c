@@ -272,28 +272,55 @@ static int write_identity(struct node *node, char *text) {
 
 /* ---- Start: the log ---- */
 
-/* The latest configuration in the log. */
-static int find_configuration(struct node *node, struct raft_start *start, struct raft_configuration *configuration,
-                              char *text) {
-  for (uint64_t index = start->last_index; index >= start->first_index && index > 0; index--) {
-    if (start->entries[index - start->first_index].type != RAFT_ENTRY_CONFIGURATION) continue;
-    struct raft_entry entry;
-    int64_t n = raft_store_read(node->store, index, 1, SIZE_MAX, &entry);
-    if (n != 1) {
-      raft_store_error(node->store, text);
-      return SQLITE_CORRUPT;
-    }
-    int error = raft_configuration_decode(entry.payload ? entry.payload->bytes : NULL, raft_entry_size(&entry),
-                                          configuration);
-    raft_payload_unref(entry.payload);
-    if (error)
-      return fail(SQLITE_CORRUPT, text, "%s/log: entry %" PRIu64 " is no configuration that this version understands",
-                  node->folder, index);
-    start->configuration = configuration;
-    start->configuration_index = index;
-    return SQLITE_OK;
-  }
+/* Copies it to where it belongs by its index; one of an index that is there already is the same. */
+int node_start_configuration(struct raft_start *start, uint64_t index, const struct raft_configuration *configuration) {
+  struct raft_start_configuration *list = (void *)(uintptr_t)start->configurations;
+  size_t n = start->n_configurations, at = n;
+  while (at > 0 && list[at - 1].index > index) at--;
+  if (at > 0 && list[at - 1].index == index) return SQLITE_OK;
+  struct raft_start_configuration *grown = realloc(list, (n + 1) * sizeof *list);
+  if (grown) start->configurations = grown;
+  struct raft_configuration *copy = grown ? malloc(sizeof *copy) : NULL;
+  if (!copy) return SQLITE_NOMEM;
+  *copy = *configuration;
+  memmove(grown + at + 1, grown + at, (n - at) * sizeof *grown);
+  grown[at] = (struct raft_start_configuration){.index = index, .configuration = copy};
+  start->n_configurations = n + 1;
   return SQLITE_OK;
+}
+
+void node_start_forget_configurations(struct raft_start *start) {
+  for (size_t i = 0; i < start->n_configurations; i++) free((void *)(uintptr_t)start->configurations[i].configuration);
+  free((void *)(uintptr_t)start->configurations);
+  start->configurations = NULL;
+  start->n_configurations = 0;
+}
+
+static int read_configuration(struct node *node, struct raft_start *start, uint64_t index,
+                              struct raft_configuration *configuration, char *text) {
+  struct raft_entry entry;
+  if (raft_store_read(node->store, index, 1, SIZE_MAX, &entry) != 1) {
+    raft_store_error(node->store, text);
+    return SQLITE_CORRUPT;
+  }
+  int error = raft_configuration_decode(entry.payload ? entry.payload->bytes : NULL, raft_entry_size(&entry),
+                                        configuration);
+  raft_payload_unref(entry.payload);
+  if (error)
+    return fail(SQLITE_CORRUPT, text, "%s/log: entry %" PRIu64 " is no configuration that this version understands",
+                node->folder, index);
+  int code = node_start_configuration(start, index, configuration);
+  return code == SQLITE_OK ? code : fail(code, text, "%s: no memory for the node", node->path);
+}
+
+/* All configurations in the log; the latest one goes to *configuration too. */
+static int find_configurations(struct node *node, struct raft_start *start, struct raft_configuration *configuration,
+                               char *text) {
+  int code = SQLITE_OK;
+  for (uint64_t index = start->first_index; index <= start->last_index && code == SQLITE_OK; index++)
+    if (start->entries[index - start->first_index].type == RAFT_ENTRY_CONFIGURATION)
+      code = read_configuration(node, start, index, configuration, text);
+  return code;
 }
 
 /*
@@ -329,7 +356,7 @@ static int check_found(struct node *node, const struct raft_start *start, const 
                 "away and let the node join anew",
                 node->folder, node->path);
   if (start->last_index == 0) return SQLITE_OK;
-  if (!start->configuration)
+  if (start->n_configurations == 0)
     return fail(SQLITE_CORRUPT, text, "%s/log has no configuration: it is incomplete; restore it from a copy",
                 node->folder);
   if (last_term(start) > node->hard_state.term)
@@ -399,7 +426,7 @@ static int open_log(struct node *node, uint64_t snapshot_threshold, struct raft_
   if (found.fresh && node->hard_state.term > 0 && node->formation == NODE_FORMED)
     return fail(SQLITE_CORRUPT, text, "%s is gone: restore it from a copy, or move %s away and let the node join anew",
                 path, node->folder);
-  return find_configuration(node, start, configuration, text);
+  return find_configurations(node, start, configuration, text);
 }
 
 /* ---- Start: the ways to begin ---- */
@@ -415,6 +442,21 @@ static int open_raft(struct node *node, struct raft_start *start, char *text) {
   return code;
 }
 
+/* Does this node decide alone? */
+static bool is_sole_voter(const struct node *node, const struct raft_configuration *configuration) {
+  uint32_t others = 0;
+  bool is_voter = false;
+  for (uint32_t i = 0; i < configuration->n_members; i++) {
+    const struct raft_member *member = &configuration->members[i];
+    if (!(member->roles & (RAFT_VOTER_NEW | RAFT_VOTER_OLD))) continue;
+    if (member->id == node->id && node_uuid_equal(&member->incarnation, &node->incarnation))
+      is_voter = true;
+    else
+      others++;
+  }
+  return is_voter && others == 0;
+}
+
 /* It has a log: redo, then the core goes on from there. */
 static int start_again(struct node *node, struct raft_start *start, const struct vfs_found *found,
                        struct node_snapshot *snapshot, char *text) {
@@ -426,8 +468,8 @@ static int start_again(struct node *node, struct raft_start *start, const struct
     node->origin_sequence = last.origin_sequence;
     raft_payload_unref(last.payload);
   }
-  /* What a cluster of one has in its log is committed: whoever opens it sees all of it at once. */
-  bool is_alone = start->configuration->n_members == 1;
+  /* What the only voter has in its log is committed: whoever opens it sees all of it at once. */
+  bool is_alone = is_sole_voter(node, node_start_latest(start));
   uint64_t committed = is_alone ? start->last_index : start->commit_index > marked ? start->commit_index : marked;
   int code = node_start_database(node, committed, start->first_index, snapshot, text);
   if (code != SQLITE_OK) return code;
@@ -593,7 +635,7 @@ static void weigh_log(struct node *node, const struct raft_start *start) {
 static int begin(struct node *node, struct raft_start *start, struct vfs_found *found, struct node_snapshot *snapshot,
                  char *text) {
   bool is_plain = found->has_content && !found->has_marks;
-  if (start->configuration) return start_again(node, start, found, snapshot, text);
+  if (start->n_configurations > 0) return start_again(node, start, found, snapshot, text);
   int code = is_plain ? adopt(node, found, text) : SQLITE_OK;
   if (code != SQLITE_OK) return code;
   return node->forming ? start_forming(node, start, text) : start_alone(node, start, text);
@@ -618,8 +660,9 @@ static int start_node(struct node *node, const struct options *given, struct raf
   if (code == SQLITE_OK) code = identify(node, given, text);
   if (code == SQLITE_OK && node->is_restart) code = open_log(node, threshold, start, configuration, text);
   if (code == SQLITE_OK) code = node_restore(node, &found, start, configuration, snapshot, text);
-  if (code == SQLITE_OK && start->configuration) code = check_members(node->path, start->configuration, given, text);
-  if (code == SQLITE_OK) code = settle_options(node, &kept, given, !start->configuration, text);
+  if (code == SQLITE_OK && start->n_configurations > 0)
+    code = check_members(node->path, node_start_latest(start), given, text);
+  if (code == SQLITE_OK) code = settle_options(node, &kept, given, start->n_configurations == 0, text);
   if (code == SQLITE_OK) code = complete_first_term(node, start, text);
   if (code == SQLITE_OK) code = check_found(node, start, &found, text);
   if (code != SQLITE_OK) return code;
@@ -629,7 +672,8 @@ static int start_node(struct node *node, const struct options *given, struct raf
   if (code == SQLITE_OK) code = attach_link(node, text);
   if (code == SQLITE_OK) code = write_identity(node, text);
   if (code == SQLITE_OK && !node->is_restart) code = open_log(node, threshold, start, configuration, text);
-  if (code == SQLITE_OK && node->formation == NODE_BOOTSTRAPPING && start->configuration) node->formation = NODE_FORMED;
+  if (code == SQLITE_OK && node->formation == NODE_BOOTSTRAPPING && start->n_configurations > 0)
+    node->formation = NODE_FORMED;
   if (code == SQLITE_OK)
     code = node_kept_write(node, node->formation == NODE_BOOTSTRAPPING ? NODE_FRESH : node->formation, text);
   if (code == SQLITE_OK) code = begin(node, start, &found, snapshot, text);
@@ -682,6 +726,7 @@ static int start(struct node *node, const struct options *given, char *text) {
   if (snapshot) node_snapshot_close(snapshot);
   free(snapshot);
   free((void *)(uintptr_t)from.entries);
+  node_start_forget_configurations(&from);
   if (code == SQLITE_OK) return SQLITE_OK;
   node_end_snapshots(node);
   shut_down(node);

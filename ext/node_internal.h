@@ -348,6 +348,13 @@ extern const struct raft_transport_methods node_transport_methods;
 void node_drain(struct node *node, const struct raft_entry *entries, size_t n_entries);
 /* mutex held. Makes the core, from what was found. */
 int node_raft_open(struct node *node, const struct raft_start *start, char *text);
+/* One more configuration of the log, or of the snapshot before it, copied. SQLITE_NOMEM. */
+int node_start_configuration(struct raft_start *start, uint64_t index, const struct raft_configuration *configuration);
+void node_start_forget_configurations(struct raft_start *start);
+/* The one in force; NULL: there is none. */
+static inline const struct raft_configuration *node_start_latest(const struct raft_start *start) {
+  return start->n_configurations > 0 ? start->configurations[start->n_configurations - 1].configuration : NULL;
+}
 /* mutex held. After raft_open or a bootstrap: copies the configuration in force. */
 void node_configuration_changed(struct node *node);
 /* mutex held. Dials the members, or the peers it waits for. */

@@ -36,22 +36,49 @@ static bool append(struct node *node, const struct raft_entry *entry, uint64_t p
   return error == 0;
 }
 
-static void append_noop(struct node *node, const struct raft_work *work) {
+/* An entry that the core has made by itself: a no-op, or a configuration. */
+static bool append_own(struct node *node, const struct raft_work *work, uint64_t index) {
   struct raft_entry entry = {
       .type = RAFT_ENTRY_NOOP,
       .term = work->term,
-      .index = work->append_last,
+      .index = index,
       .origin = node->incarnation,
       .origin_sequence = ++node->origin_sequence,
   };
-  append(node, &entry, work->persist);
+  if (index == work->configuration_index) {
+    const struct raft_configuration *configuration = raft_get_configuration(node->raft, NULL);
+    entry.type = RAFT_ENTRY_CONFIGURATION;
+    entry.payload = raft_payload_new((uint32_t)raft_configuration_size(configuration));
+    if (!entry.payload) {
+      node_fail(node, "%s: no memory for a change of the members", node->path);
+      return false;
+    }
+    raft_configuration_encode(configuration, entry.payload->bytes);
+  }
+  bool is_good = append(node, &entry, work->persist);
+  raft_payload_unref(entry.payload);
+  return is_good;
+}
+
+/* Those that the core made by itself, and those that came with the event. */
+static void append_all(struct node *node, const struct raft_work *work, const struct raft_entry *entries,
+                       size_t n_entries) {
+  bool is_good = true;
+  for (uint64_t index = work->append_first; index <= work->append_last && is_good; index++) {
+    if ((work->noop && index == work->append_last) || index == work->configuration_index) {
+      is_good = append_own(node, work, index);
+      continue;
+    }
+    assert(index >= entries[0].index && index - entries[0].index < n_entries);
+    is_good = append(node, &entries[index - entries[0].index], work->persist);
+  }
 }
 
 void node_queue_write(struct node *node, const struct raft_work *work, const struct raft_entry *entries,
                       size_t n_entries) {
   bool is_attended = work->append_first != 0 && work->append_first == work->append_last && !work->noop &&
-                     work->reset_index == 0 && work->truncate_from == 0 && node->role == RAFT_LEADER &&
-                     n_entries == 1 && (entries[0].flags & RAFT_ENTRY_LAST);
+                     work->configuration_index == 0 && work->reset_index == 0 && work->truncate_from == 0 &&
+                     node->role == RAFT_LEADER && n_entries == 1 && (entries[0].flags & RAFT_ENTRY_LAST);
   bool has_store_work = work->reset_index != 0 || work->truncate_from != 0 || work->append_first != 0;
   node->persist_given = work->persist;
   if (work->reset_index != 0) {
@@ -64,13 +91,8 @@ void node_queue_write(struct node *node, const struct raft_work *work, const str
     node_weigh_less(node, work->truncate_from);
     if (error) node_fail(node, "%s: the log cannot be shortened: %s", node->folder, strerror(-error));
   }
-  if (work->noop) {
-    append_noop(node, work);
-  } else if (work->append_first != 0 && n_entries > 0) {
-    size_t from = (size_t)(work->append_first - entries[0].index);
-    assert(work->append_first >= entries[0].index && work->append_last - entries[0].index < n_entries);
-    for (size_t i = from; i <= (size_t)(work->append_last - entries[0].index); i++)
-      if (!append(node, &entries[i], work->persist)) break;
+  if (work->noop || work->configuration_index != 0 || (work->append_first != 0 && n_entries > 0)) {
+    append_all(node, work, entries, n_entries);
   } else if (work->append_first != 0) {
     raft_store_mark(node->store, work->persist); /* the first state: node_bootstrap has appended it */
   }

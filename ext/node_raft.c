@@ -201,7 +201,8 @@ void node_drain(struct node *node, const struct raft_entry *entries, size_t n_en
 }
 
 int node_raft_open(struct node *node, const struct raft_start *start, char *text) {
-  const struct raft_settings *settings = start->configuration ? &start->configuration->settings : NULL;
+  const struct raft_configuration *latest = node_start_latest(start);
+  const struct raft_settings *settings = latest ? &latest->settings : NULL;
   struct raft_options options = {
       .id = node->id,
       .incarnation = node->incarnation,

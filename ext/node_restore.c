@@ -199,7 +199,8 @@ static int check(struct node *node, const struct raft_start *start, const struct
              snapshot->path, meta->term, node->folder, start->prev_term);
     return SQLITE_CORRUPT;
   }
-  if (start->configuration && !node_uuid_equal(&start->configuration->cluster, &snapshot->configuration.cluster)) {
+  const struct raft_configuration *latest = node_start_latest(start);
+  if (latest && !node_uuid_equal(&latest->cluster, &snapshot->configuration.cluster)) {
     node_say(text, "%s is of another cluster than %s/log: restore both from the same copy", snapshot->path,
              node->folder);
     return SQLITE_CORRUPT;
@@ -249,22 +250,21 @@ static int end_installation(struct node *node, struct raft_start *start, struct 
   start->first_index = meta->index + 1;
   start->last_index = meta->index;
   start->prev_term = meta->term;
-  start->configuration = NULL;
+  node_start_forget_configurations(start);
   node->last_index = node->durable_index = meta->index;
   return SQLITE_OK;
 }
 
 /* What the log does not know any more. */
-static void complete(struct raft_start *start, struct raft_configuration *configuration,
-                     const struct node_snapshot *snapshot) {
-  if (!start->configuration) {
-    *configuration = snapshot->configuration;
-    start->configuration = configuration;
-    start->configuration_index = snapshot->meta.configuration_index;
-  }
+static int complete(struct raft_start *start, struct raft_configuration *configuration,
+                    const struct node_snapshot *snapshot) {
+  int code = node_start_configuration(start, snapshot->meta.configuration_index, &snapshot->configuration);
+  if (code != SQLITE_OK) return code;
+  *configuration = *node_start_latest(start);
   start->terms = snapshot->terms;
   while (start->n_terms < snapshot->meta.n_terms && snapshot->terms[start->n_terms].index < start->first_index)
     start->n_terms++;
+  return SQLITE_OK;
 }
 
 int node_restore(struct node *node, const struct vfs_found *found, struct raft_start *start,
@@ -288,9 +288,10 @@ int node_restore(struct node *node, const struct vfs_found *found, struct raft_s
   if (code == SQLITE_OK && !is_held && marked <= start->last_index)
     code = end_installation(node, start, snapshot, text);
   if (code != SQLITE_OK || !snapshot->reader) return code;
-  complete(start, configuration, snapshot);
   node->snapshot_index = snapshot->meta.index;
-  return SQLITE_OK;
+  code = complete(start, configuration, snapshot);
+  if (code != SQLITE_OK) node_say(text, "%s: no memory for the node", node->path);
+  return code;
 }
 
 int node_start_database(struct node *node, uint64_t commit_index, uint64_t log_first, struct node_snapshot *snapshot,

@@ -68,9 +68,11 @@ static int describe_terms(struct taking *taking) {
 /* mutex held. */
 static int describe_configuration(struct taking *taking) {
   uint64_t index = 0;
-  const struct raft_configuration *configuration = raft_get_configuration(taking->node->raft, &index);
-  if (index > taking->info.index) {
-    node_say(taking->text, "the membership has changed since the last write: a snapshot can be taken after the next");
+  const struct raft_configuration *configuration = raft_get_configuration_at(taking->node->raft, taking->info.index,
+                                                                             &index);
+  if (!configuration) {
+    node_say(taking->text,
+             "the members have changed often since the last write: a snapshot can be taken after the next");
     return VFS_BUSY;
   }
   size_t size = raft_configuration_size(configuration);

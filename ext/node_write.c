@@ -223,7 +223,8 @@ static int error_of_raft(int error) {
   switch (error) {
   case RAFT_OK: return VFS_OK;
   case RAFT_NOT_LEADER: return VFS_NOT_HERE;
-  case RAFT_FULL: return VFS_BUSY;
+  case RAFT_FULL:
+  case RAFT_PENDING: return VFS_BUSY;
   case RAFT_NO_MEMORY: return VFS_NO_MEMORY;
   default: return VFS_IO;
   }

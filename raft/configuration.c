@@ -45,13 +45,17 @@ static int check_settings(const struct raft_settings *settings) {
 }
 
 static int check_member(const struct raft_member *member) {
-  const uint8_t known = RAFT_VOTER_NEW | RAFT_VOTER_OLD | RAFT_LEARNER;
+  const uint8_t known = RAFT_VOTER_NEW | RAFT_VOTER_OLD | RAFT_LEARNER | RAFT_JOINING;
   if (member->id == 0 || member->id > RAFT_NODE_MAX || raft_uuid_is_none(&member->incarnation)) {
     return RAFT_INVALID;
   }
   /* A voter of the old set may be about to become a learner; one of the new set is not both. */
   if (member->roles == 0 || (member->roles & ~known) != 0 ||
       ((member->roles & RAFT_LEARNER) && (member->roles & RAFT_VOTER_NEW))) {
+    return RAFT_INVALID;
+  }
+  /* Only who is a learner and nothing else joins. */
+  if ((member->roles & RAFT_JOINING) && member->roles != (RAFT_JOINING | RAFT_LEARNER)) {
     return RAFT_INVALID;
   }
   return memchr(member->address, 0, RAFT_ADDRESS_MAX) ? RAFT_OK : RAFT_INVALID;

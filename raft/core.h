@@ -21,18 +21,30 @@
 #define RAFT_UNCOMMITTED_MAX (1u << 20) /* entries proposed and not committed; more is RAFT_FULL */
 #define RAFT_MESSAGES_MAX 8192          /* messages queued between two raft_take_work; more are lost, as on a network */
 #define RAFT_READS_MAX 1024             /* reads under way, and answers not yet taken; more is RAFT_FULL */
-#define RAFT_CONFIGURATIONS_MAX 4       /* the committed one and those after it */
+#define RAFT_CONFIGURATIONS_MAX 16      /* kept: from the committed one on, and some before it */
 #define RAFT_ROUNDS_MAX 128             /* rounds whose time of sending is kept */
 #define RAFT_TRANSFER_SILENCE 10     /* election time-outs after which a member that says nothing loses its transfer */
 #define RAFT_TRANSFER_WAIT_DOUBLED 6 /* the wait for an overdue answer is doubled as often */
 
-/* The configurations of the log from the last committed one on, by rising index. */
+/*
+** The last configurations of the log, by rising index: the one in force at the commit index, those behind it, and
+** before it as many as there is room for, which snapshots may ask for.
+**
+** In truth all but the last one are committed: a leader appends one only when it knows that the one before it is.
+*/
 struct raft_membership {
   struct {
     uint64_t index;
     struct raft_configuration configuration;
   } stack[RAFT_CONFIGURATIONS_MAX];
   uint32_t n;
+};
+
+/* Leadership being handed over. */
+struct raft_hand_over {
+  uint64_t to;    /* 0: to nobody */
+  uint64_t until; /* then it is given up */
+  bool told;      /* TIMEOUT_NOW was sent; again with each heartbeat */
 };
 
 /* A linearizable read under way: at the leader, for itself or for a follower; or at a follower. */
@@ -83,6 +95,7 @@ struct raft {
 
   enum raft_role role;
   uint64_t leader;
+  struct raft_uuid leader_incarnation; /* it need not be in a configuration that is known here yet */
   struct raft_log log;
   uint64_t commit_index;
   struct raft_membership membership;
@@ -92,17 +105,22 @@ struct raft {
   bool campaign_waits;        /* that time has come, but a write has to be done first */
   uint64_t sticky_until;      /* help nobody to replace the leader before: leases rest on it */
   uint64_t resend_at;         /* (pre-)candidate: ask those again that have not answered */
-  enum raft_vote votes[RAFT_MEMBERS_MAX];
+  bool was_told_to_campaign;  /* candidate: by the leader of the term before, which hands over */
+  enum raft_vote
+      votes[RAFT_MEMBERS_MAX]; /* by place: a new configuration comes from a leader, and ends every candidacy */
 
-  /* Leading. Arrays are in the order of the configuration, which does not change meanwhile. */
+  /* Leading. Arrays are in the order of the configuration in force; raft_membership_push moves them along. */
   uint64_t term_index; /* its no-op */
   uint64_t heartbeat_at;
-  bool replicate; /* there may be something to send to the members */
+  bool replicate;         /* there may be something to send to the members */
+  uint64_t settled_index; /* of the settled configuration that was last seen committed */
   struct raft_progress progress[RAFT_MEMBERS_MAX];
   uint64_t round; /* the latest; rises for ever */
   uint64_t round_sent[RAFT_ROUNDS_MAX];
   struct raft_sending sending[RAFT_MEMBERS_MAX];
   uint64_t transfers; /* begun so far */
+  struct raft_hand_over hand_over;
+  uint64_t lease_behind; /* no lease until an entry behind this one is committed; 0: nothing stands against it */
 
   struct raft_receiving receiving;
 
@@ -116,6 +134,7 @@ struct raft {
   uint64_t writes_given, writes_done; /* persist numbers */
   uint64_t reset_index, truncate_from, append_first;
   bool noop;
+  uint64_t configuration_appended; /* index; 0: none */
   struct raft_outgoing *messages;
   size_t n_messages, messages_capacity;
   struct raft_message lost; /* where a message goes for which there is no room */
@@ -125,7 +144,7 @@ struct raft {
   bool chunk;
   struct raft_transfer transfer_events[3 * RAFT_MEMBERS_MAX];
   enum raft_role told_role;
-  uint64_t told_leader, told_term, told_commit;
+  uint64_t told_leader, told_term, told_commit, told_hand_over;
 };
 
 static inline bool raft_uuid_is_none(const struct raft_uuid *uuid) {
@@ -138,7 +157,7 @@ static inline bool raft_uuid_is_none(const struct raft_uuid *uuid) {
 
 /* Votes and acknowledgements count only from the incarnation that the configuration names. */
 static inline bool raft_same_incarnation(const struct raft_uuid *a, const struct raft_uuid *b) {
-#ifdef RAFT_MUTANT_WIPED_VOTER_VOTES
+#if defined(RAFT_MUTANT_WIPED_VOTER_VOTES) || defined(RAFT_MUTANT_RESEEDED_VOTES)
   (void)a;
   (void)b;
   return true;
@@ -181,16 +200,50 @@ int raft_member_place(const struct raft *raft, uint64_t id);
 int raft_own_place(const struct raft *raft);
 /* Is this node, with its own incarnation, a voter? */
 bool raft_votes_itself(const struct raft *raft);
+/* Is this node a member, but not a voter, by a configuration that may not be committed, and was a voter by the one before? */
+bool raft_leaves_voters(const struct raft *raft);
 /* Is it a majority by itself? */
 bool raft_is_alone(const struct raft *raft);
+/* Do decisions need two majorities? */
+bool raft_is_joint(const struct raft_configuration *configuration);
+/* The one of the last entry, and where; `index` may be NULL. Only a mutant has another one in force. */
+const struct raft_configuration *raft_latest_configuration(const struct raft *raft, uint64_t *index);
 /* Is there room for one more configuration? Those before the last committed one make room. */
 bool raft_membership_has_room(struct raft *raft);
-/* The entry at `index` is this configuration. There is room. */
+/* The entry at `index` is this configuration. There is room. What a leader keeps by place goes along. */
 void raft_membership_push(struct raft *raft, uint64_t index, const struct raft_configuration *configuration);
 /* Entries ≥ from are gone. */
 void raft_membership_truncate(struct raft *raft, uint64_t from);
+#ifdef RAFT_MUTANT_CONFIGURATION_AT_COMMIT
+/* Sets the commit index; what comes in force by that, does. */
+void raft_membership_committed(struct raft *raft, uint64_t commit_index);
+#endif
 /* The log begins anew, with this one in force. */
 void raft_membership_reset(struct raft *raft, uint64_t index, const struct raft_configuration *configuration);
+
+/* ---- change.c ---- */
+
+/* raft_change_members, once it is known that the core has not failed. */
+int raft_change_by(struct raft *raft, const struct raft_change *changes, size_t n, uint64_t *index);
+/* The leader, after anything that may make it possible: the next step that it does by itself. */
+void raft_advance_membership(struct raft *raft);
+
+/* ---- handover.c ---- */
+
+/* raft_hand_over, once it is known that the core has not failed. */
+int raft_begin_hand_over(struct raft *raft, uint64_t to);
+/* The leader is no voter any more: hands over to whoever will do, or just steps down. */
+void raft_hand_over_and_leave(struct raft *raft);
+/* Something was acknowledged or committed: is the one to lead there? */
+void raft_advance_hand_over(struct raft *raft);
+/* Each heartbeat: TIMEOUT_NOW may have been lost. */
+void raft_repeat_hand_over(struct raft *raft);
+/* Gives up when it is time. */
+void raft_hand_over_tick(struct raft *raft);
+uint64_t raft_hand_over_next_tick(const struct raft *raft);
+/* false: a campaign that the leader asked for may still win in spite of all promises. */
+bool raft_may_have_lease(const struct raft *raft);
+void raft_receive_timeout_now(struct raft *raft, const struct raft_message *message);
 
 /* ---- raft.c ---- */
 
@@ -204,6 +257,8 @@ uint64_t raft_next_write(const struct raft *raft);
 bool raft_hard_state_is_durable(const struct raft *raft);
 /* Is a write under way for longer than an election time-out? */
 bool raft_is_stuck(const struct raft *raft);
+/* Appends an entry of the current term to the log. RAFT_NO_MEMORY. */
+int raft_append_own(struct raft *raft, uint8_t type, uint32_t size, uint64_t *index);
 
 /* ---- election.c ---- */
 
@@ -212,6 +267,8 @@ void raft_become_follower(struct raft *raft, uint64_t term, uint64_t leader);
 /* Draws the next time to campaign. */
 void raft_draw_election_deadline(struct raft *raft);
 void raft_election_tick(struct raft *raft);
+/* Campaigns at once, without a pre-vote, since the leader asks for it; not if it can't. */
+void raft_campaign_as_told(struct raft *raft);
 uint64_t raft_election_next_tick(const struct raft *raft);
 /* Counts what is there: after a vote, or when the own one became durable. */
 void raft_count_votes(struct raft *raft);
@@ -229,10 +286,16 @@ void raft_send_heartbeats(struct raft *raft);
 void raft_replicate(struct raft *raft);
 /* Leader: commits what a majority holds. */
 void raft_advance_commit(struct raft *raft);
+/* A member that is about to be forgotten gets what it lacks, once. */
+void raft_send_last(struct raft *raft, uint32_t place);
+/* A member that was forgotten is told that the entry which says so, the latest configuration, is committed. */
+void raft_send_farewell(struct raft *raft, const struct raft_member *member);
+/* Was it heard within an election time-out? */
+bool raft_is_in_contact(const struct raft *raft, uint32_t place);
 /* A member answered in this term. false: what it says cannot be. */
 bool raft_hear_member(struct raft *raft, int place, uint64_t round);
 /* The leader of this term spoke. false: there are two of them, which cannot be. */
-bool raft_hear_leader(struct raft *raft, uint64_t leader);
+bool raft_hear_leader(struct raft *raft, const struct raft_message *message);
 /* Tells the leader that the log matches up to `index`, once that is durable. */
 void raft_confirm(struct raft *raft, uint64_t leader, const struct raft_uuid *incarnation, uint64_t index,
                   uint64_t round);
@@ -255,6 +318,8 @@ void raft_repeat_transfer(struct raft *raft, uint32_t place);
 void raft_review_transfers(struct raft *raft);
 /* Gives up those to members that are gone. */
 void raft_transfers_tick(struct raft *raft);
+/* The member at this place is none any more. */
+void raft_end_transfer(struct raft *raft, uint32_t place);
 void raft_end_transfers(struct raft *raft);
 /* Forgets what the last leadership knew, but not what the driver has to be told. */
 void raft_reset_transfers(struct raft *raft);

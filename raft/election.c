@@ -18,9 +18,13 @@ static uint64_t next_random(struct raft *raft) {
   return mixed ^ (mixed >> 31);
 }
 
-/* Would it make sense to be elected? */
+/*
+** Would it make sense to be elected? One that is about to be no voter any more may be needed until that is committed: it
+** may be the only one that has the entry, and then its log is ahead of those that need its vote (thesis 4.2.2). It does
+** not count itself then.
+*/
 static bool may_campaign(const struct raft *raft) {
-  return raft->electable && raft->current_term < RAFT_TERM_MAX && raft_votes_itself(raft);
+  return raft->electable && raft->current_term < RAFT_TERM_MAX && (raft_votes_itself(raft) || raft_leaves_voters(raft));
 }
 
 void raft_draw_election_deadline(struct raft *raft) {
@@ -49,6 +53,7 @@ void raft_become_follower(struct raft *raft, uint64_t term, uint64_t leader) {
   }
   if (was_leader) {
     raft->replicate = false;
+    raft->hand_over = (struct raft_hand_over){0};
     raft_end_transfers(raft);
     raft_draw_election_deadline(raft);
   }
@@ -68,12 +73,14 @@ static void ask_for_votes(struct raft *raft) {
     message->term = raft->current_term + pre;
     message->index = raft_log_last(&raft->log);
     message->log_term = raft_log_last_term(&raft->log);
+    message->hand_over = !pre && raft->was_told_to_campaign;
   }
   raft->resend_at = raft_time_add(raft->now, raft->options.heartbeat_ns);
 }
 
-static void start_election(struct raft *raft) {
+static void start_election(struct raft *raft, bool told) {
   assert(raft->current_term < RAFT_TERM_MAX);
+  raft->was_told_to_campaign = told;
   raft->current_term++;
   raft->voted_for = raft->options.id;
   raft->hard_state_dirty = true; /* the own vote counts once it is durable: raft_count_votes */
@@ -84,14 +91,22 @@ static void start_election(struct raft *raft) {
   ask_for_votes(raft);
 }
 
+/* Only voters' votes count, so it does no harm if it is none. */
+static void vote_for_itself(struct raft *raft) {
+  const int place = raft_own_place(raft);
+  if (place >= 0) {
+    raft->votes[place] = RAFT_VOTE_GRANTED;
+  }
+}
+
 static void start_pre_vote(struct raft *raft) {
   raft_become_follower(raft, raft->current_term, 0);
   raft->role = RAFT_PRE_CANDIDATE;
   memset(raft->votes, 0, sizeof raft->votes);
-  raft->votes[raft_own_place(raft)] = RAFT_VOTE_GRANTED;
+  vote_for_itself(raft);
   raft_draw_election_deadline(raft);
   if (raft_quorum_count(raft_members(raft), raft->votes) == RAFT_ELECTION_WON) {
-    start_election(raft);
+    start_election(raft, false);
   } else {
     ask_for_votes(raft);
   }
@@ -101,20 +116,18 @@ void raft_count_votes(struct raft *raft) {
   if (raft->role != RAFT_PRE_CANDIDATE && raft->role != RAFT_CANDIDATE) {
     return;
   }
-  const int place = raft_own_place(raft);
-  assert(place >= 0); /* a new configuration comes from a leader, and ends every candidacy */
   if (raft->role == RAFT_CANDIDATE) {
     if (!raft_hard_state_is_durable(raft)) {
       return; /* nobody was asked yet: whoever answers all the same is counted later */
     }
-    raft->votes[place] = RAFT_VOTE_GRANTED;
+    vote_for_itself(raft);
   }
   switch (raft_quorum_count(raft_members(raft), raft->votes)) {
   case RAFT_ELECTION_OPEN: break;
   case RAFT_ELECTION_LOST: raft_become_follower(raft, raft->current_term, 0); break;
   case RAFT_ELECTION_WON:
     if (raft->role == RAFT_PRE_CANDIDATE) {
-      start_election(raft);
+      start_election(raft, false);
     } else {
       raft_become_leader(raft);
     }
@@ -150,6 +163,14 @@ void raft_election_tick(struct raft *raft) {
   }
 }
 
+void raft_campaign_as_told(struct raft *raft) {
+  if (!may_campaign(raft) || waits_for_disk(raft)) {
+    return; /* the leader asks again, until it gives up */
+  }
+  raft_become_follower(raft, raft->current_term, 0);
+  start_election(raft, true);
+}
+
 uint64_t raft_election_next_tick(const struct raft *raft) {
   if (raft->campaign_waits) {
     return RAFT_NEVER;
@@ -177,17 +198,35 @@ static void grant_vote(struct raft *raft, uint64_t candidate) {
   raft_draw_election_deadline(raft);
 }
 
+/* Is the sender a voter as far as is known here? Without a configuration everybody is. */
+static bool is_known_voter(const struct raft *raft, const struct raft_message *message) {
+  const struct raft_configuration *members = raft_members(raft);
+  const struct raft_member *member = raft_configuration_find(members, message->from);
+  return members->n_members == 0 ||
+         (member && raft_is_voter(member) && raft_same_incarnation(&member->incarnation, &message->from_incarnation));
+}
+
+/*
+** Whoever is asked answers, voter or not: it may be one by entries that it lacks, and the candidate, which has them,
+** counts by its own configuration. For the same reason a candidate need not be known here. But then its log is not
+** behind; otherwise it was removed and does not know yet, and its term is nobody's business.
+*/
 void raft_receive_vote_request(struct raft *raft, const struct raft_message *message) {
   const bool pre = message->type == RAFT_PRE_VOTE;
-  const struct raft_configuration *members = raft_members(raft);
-  if (raft->role == RAFT_LEADER || raft->now < raft->sticky_until) {
+  const bool is_promised = raft->role == RAFT_LEADER || raft->now < raft->sticky_until;
+  if (is_promised && (pre || !message->hand_over)) {
     return; /* not even its term is taken over: it would depose the leader */
   }
-  /* Only voters decide; but a fresh node, which has no configuration yet, takes part in the first election. */
-  if (members->n_members > 0 &&
-      (!raft_votes_itself(raft) || !raft_is_voter(raft_configuration_find(members, message->from)))) {
+  if (!is_known_voter(raft, message) && !is_up_to_date(raft, message->index, message->log_term)) {
     return;
   }
+#ifdef RAFT_MUTANT_RESEEDED_VOTES
+  /* As if it were who it was before its folder was lost, once it has caught up. */
+  if (memcmp(&message->to_incarnation, &raft->options.incarnation, sizeof raft->options.incarnation) != 0 &&
+      raft->commit_index == 0) {
+    return;
+  }
+#endif
   if (!pre && message->term > raft->current_term) {
     raft_become_follower(raft, message->term, 0);
   }

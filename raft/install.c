@@ -40,7 +40,7 @@ static bool holds(const struct raft *raft, uint64_t index, uint64_t term) {
 }
 
 void raft_receive_snapshot(struct raft *raft, const struct raft_message *message) {
-  if (raft->role == RAFT_LEADER || !raft_hear_leader(raft, message->from)) {
+  if (raft->role == RAFT_LEADER || !raft_hear_leader(raft, message)) {
     return;
   }
   struct raft_receiving *receiving = &raft->receiving;

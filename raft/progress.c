@@ -16,6 +16,8 @@ void raft_progress_reset(struct raft_progress *progress, uint64_t now, uint64_t 
   progress->next_index = next_index;
   progress->waiting_since = now;
   progress->last_contact = now;
+  progress->catch_up_index = next_index - 1;
+  progress->catch_up_since = now;
   progress->round_trip = UINT64_MAX;
   progress->round_trip_later = UINT64_MAX;
 }
@@ -57,6 +59,19 @@ void raft_progress_asked(struct raft_progress *progress, uint64_t now) {
   assert(progress->state == RAFT_PROBE);
   progress->probe_sent = true;
   progress->waiting_since = now;
+}
+
+void raft_progress_catch_up(struct raft_progress *progress, uint64_t now, uint64_t last_index, uint64_t limit) {
+  if (progress->match_index >= last_index) {
+    progress->caught_up = true;
+  } else if (progress->match_index < progress->catch_up_index) {
+    progress->caught_up = progress->caught_up && now - progress->catch_up_since < limit;
+    return;
+  } else {
+    progress->caught_up = now - progress->catch_up_since < limit;
+  }
+  progress->catch_up_index = last_index;
+  progress->catch_up_since = now;
 }
 
 /* The shortest one: what an answer waited for in a queue or for a disk says nothing of the way. */

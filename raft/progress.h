@@ -30,6 +30,10 @@ struct raft_progress {
   uint64_t acked_at;      /* when that round was SENT: leases count from there */
   uint64_t last_contact;  /* when its last message of this term came */
 
+  /* Catching up, in rounds (thesis section 4.2.1): what there was when a round began has to arrive in time. */
+  uint64_t catch_up_index, catch_up_since;
+  bool caught_up; /* the last round was short enough, or nothing is lacking */
+
   struct raft_inflight inflight[RAFT_INFLIGHT_MAX]; /* ring, by rising last_index */
   uint32_t inflight_head, n_inflight;
   uint64_t inflight_bytes;
@@ -50,6 +54,9 @@ void raft_progress_sent(struct raft_progress *progress, uint64_t now, uint64_t l
 
 /* A probe without entries was sent. */
 void raft_progress_asked(struct raft_progress *progress, uint64_t now);
+
+/* Looks at the round of catching up; one that took less than `limit` will do. `last_index`: of the leader's log. */
+void raft_progress_catch_up(struct raft_progress *progress, uint64_t now, uint64_t last_index, uint64_t limit);
 
 /* It holds everything up to `index`. false: that says nothing that was not known. */
 bool raft_progress_accepted(struct raft_progress *progress, uint64_t now, uint64_t index);

@@ -15,31 +15,53 @@ static bool options_make_sense(const struct raft_options *options) {
          options->election_ns <= RAFT_ELECTION_NS_MAX && options->drift_permille <= RAFT_DRIFT_PERMILLE_MAX;
 }
 
-static int open_membership(struct raft *raft, const struct raft_start *start) {
-  if (!start->configuration || start->configuration->n_members == 0) {
-    return RAFT_OK;
+static bool configurations_make_sense(const struct raft_start *start) {
+  uint64_t before = 0;
+  if (start->n_configurations > 0 && !start->configurations) {
+    return false;
   }
-  if (raft_configuration_check(start->configuration) || start->configuration_index == 0 ||
-      start->configuration_index > start->last_index) {
+  for (size_t i = 0; i < start->n_configurations; i++) {
+    const struct raft_start_configuration *at = &start->configurations[i];
+    if (!at->configuration || raft_configuration_check(at->configuration) || at->index <= before ||
+        at->index > start->last_index) {
+      return false;
+    }
+    before = at->index;
+  }
+  /* One is in force at the commit index: what is behind it may be rolled back. */
+  const uint64_t committed = raft_max(raft_max(start->commit_index, start->first_index - 1), 1);
+  return start->n_configurations == 0 || start->configurations[0].index <= committed;
+}
+
+/* Those that are too many are committed: another one follows them. */
+static int open_membership(struct raft *raft, const struct raft_start *start) {
+  if (!configurations_make_sense(start)) {
     return RAFT_INVALID;
   }
-  raft_membership_push(raft, start->configuration_index, start->configuration);
+  size_t i = start->n_configurations > RAFT_CONFIGURATIONS_MAX ? start->n_configurations - RAFT_CONFIGURATIONS_MAX : 0;
+  if (i > 0) {
+    raft->commit_index = raft_max(raft->commit_index, start->configurations[i].index);
+  }
+  for (; i < start->n_configurations; i++) {
+    raft_membership_push(raft, start->configurations[i].index, start->configurations[i].configuration);
+  }
   raft->configuration_changed = false;
   return RAFT_OK;
 }
 
 static int open_state(struct raft *raft, const struct raft_start *start) {
   int error = raft_log_open(&raft->log, start);
-  if (!error) {
-    error = open_membership(raft, start);
+  if (!error && (start->term > RAFT_TERM_MAX || start->commit_index > start->last_index)) {
+    error = RAFT_INVALID;
   }
   if (error) {
     return error;
   }
-  if (start->term > RAFT_TERM_MAX || start->commit_index > start->last_index) {
-    return RAFT_INVALID;
+  raft->commit_index = raft->told_commit = raft_max(start->commit_index, start->first_index - 1);
+  error = open_membership(raft, start);
+  if (error) {
+    return error;
   }
-  raft->commit_index = raft_max(start->commit_index, start->first_index - 1);
   raft->current_term = start->term;
   raft->voted_for = start->voted_for;
   /* A crash between the entries of a write and its hard state: nobody was told of that term. */
@@ -71,7 +93,6 @@ int raft_open(const struct raft_options *options, const struct raft_start *start
     return error;
   }
   opened->told_term = start->term;
-  opened->told_commit = opened->commit_index;
 #ifndef RAFT_MUTANT_RESTART_VOTES_IN_LEASE
   /* It may have promised just before it stopped to elect nobody for an election time-out. */
   if (start->restarted) {
@@ -223,7 +244,8 @@ static bool message_makes_sense(const struct raft_message *message) {
   }
   switch (message->type) {
   case RAFT_PRE_VOTE:
-  case RAFT_VOTE: return place_makes_sense(message);
+  case RAFT_VOTE:
+  case RAFT_TIMEOUT_NOW: return place_makes_sense(message);
   case RAFT_APPEND: return place_makes_sense(message) && entries_make_sense(message);
   case RAFT_SNAPSHOT: return place_makes_sense(message) && chunk_makes_sense(message);
   case RAFT_PRE_VOTE_RESULT:
@@ -238,14 +260,31 @@ static bool message_makes_sense(const struct raft_message *message) {
   }
 }
 
-/* From a member, in the incarnation that is one, to this node in its own. Without a configuration: from anybody. */
+/*
+** May it come from one that this node does not know as a member? A leader or a candidate may have become one by entries
+** that this node lacks (thesis section 4.1): it names this node, in this incarnation, by the configuration that it has,
+** and there decides what counts.
+*/
+static bool may_be_strange(const struct raft_message *message) {
+  switch (message->type) {
+  case RAFT_PRE_VOTE:
+  case RAFT_VOTE:
+  case RAFT_APPEND:
+  case RAFT_HEARTBEAT:
+  case RAFT_SNAPSHOT:
+  case RAFT_TIMEOUT_NOW: return true;
+  default: return false;
+  }
+}
+
+/* To this node in its own incarnation; what it says of its own log or vote counts from members alone, in theirs. */
 static bool is_among_members(const struct raft *raft, const struct raft_message *message) {
   const struct raft_configuration *members = raft_members(raft);
   if (message->to != raft->options.id || message->from == raft->options.id ||
       !raft_same_incarnation(&message->to_incarnation, &raft->options.incarnation)) {
     return false;
   }
-  if (members->n_members == 0) {
+  if (members->n_members == 0 || may_be_strange(message)) {
     return true;
   }
   const struct raft_member *member = raft_configuration_find(members, message->from);
@@ -291,6 +330,7 @@ static void dispatch(struct raft *raft, const struct raft_message *message) {
   case RAFT_READ_INDEX_RESULT: raft_receive_read_index_result(raft, message); break;
   case RAFT_SNAPSHOT: raft_receive_snapshot(raft, message); break;
   case RAFT_SNAPSHOT_RESULT: raft_receive_snapshot_result(raft, message); break;
+  case RAFT_TIMEOUT_NOW: raft_receive_timeout_now(raft, message); break;
   default: break;
   }
 }
@@ -318,7 +358,7 @@ void raft_receive(struct raft *raft, uint64_t now, const struct raft_message *me
 
 /* ---- What the driver does ---- */
 
-static int append_own(struct raft *raft, uint8_t type, uint32_t size, uint64_t *index) {
+int raft_append_own(struct raft *raft, uint8_t type, uint32_t size, uint64_t *index) {
   const struct raft_entry_meta entry = {.term = raft->current_term, .size = size, .type = type};
   if (!raft_log_reserve(&raft->log, &entry, 1)) {
     return RAFT_NO_MEMORY;
@@ -335,16 +375,19 @@ int raft_propose(struct raft *raft, uint64_t now, uint64_t term, uint8_t type, u
     return RAFT_FAILED;
   }
   if (type == 0 || type == RAFT_ENTRY_CONFIGURATION) {
-    return RAFT_INVALID; /* membership is static */
+    return RAFT_INVALID; /* raft_change_members does that */
   }
   /* While the no-op waits to be taken the driver has not heard of this leadership. */
   if (raft->role != RAFT_LEADER || term != raft->current_term || raft->noop) {
     return RAFT_NOT_LEADER;
   }
+  if (raft->hand_over.to != 0) {
+    return RAFT_PENDING;
+  }
   if (raft_log_last(&raft->log) - raft->commit_index >= RAFT_UNCOMMITTED_MAX) {
     return RAFT_FULL;
   }
-  const int error = append_own(raft, type, size, index);
+  const int error = raft_append_own(raft, type, size, index);
   raft->replicate = raft->replicate || !error;
   return error;
 }
@@ -383,7 +426,18 @@ void raft_persist_failed(struct raft *raft, uint64_t now) {
   raft->truncate_from = 0;
   raft->reset_index = 0;
   raft->noop = false;
+  raft->configuration_appended = 0;
   raft->hard_state_dirty = false;
+}
+
+int raft_change_members(struct raft *raft, uint64_t now, const struct raft_change *changes, size_t n, uint64_t *index) {
+  raft_begin_event(raft, now);
+  return raft->failed ? RAFT_FAILED : raft_change_by(raft, changes, n, index);
+}
+
+int raft_hand_over(struct raft *raft, uint64_t now, uint64_t to) {
+  raft_begin_event(raft, now);
+  return raft->failed ? RAFT_FAILED : raft_begin_hand_over(raft, to);
 }
 
 int raft_compact(struct raft *raft, uint64_t now, uint64_t through) {
@@ -428,7 +482,7 @@ int raft_bootstrap(struct raft *raft, uint64_t now, const struct raft_configurat
   int error = RAFT_INVALID;
   if (raft_votes_itself(raft)) {
     raft->current_term = 1;
-    error = append_own(raft, RAFT_ENTRY_CONFIGURATION, (uint32_t)raft_configuration_size(configuration), &index);
+    error = raft_append_own(raft, RAFT_ENTRY_CONFIGURATION, (uint32_t)raft_configuration_size(configuration), &index);
   }
   if (error) {
     raft->current_term = 0;
@@ -449,7 +503,7 @@ int raft_bootstrap_entry(struct raft *raft, uint8_t type, uint32_t size, uint64_
   if (!raft->bootstrapping || type == 0 || type == RAFT_ENTRY_CONFIGURATION) {
     return RAFT_INVALID;
   }
-  return append_own(raft, type, size, index);
+  return raft_append_own(raft, type, size, index);
 }
 
 /* ---- Work out ---- */
@@ -465,6 +519,7 @@ static void take_writes(struct raft *raft, struct raft_work *work) {
   work->append_first = raft->append_first;
   work->append_last = raft->append_first ? raft_log_last(&raft->log) : 0;
   work->noop = raft->noop;
+  work->configuration_index = raft->configuration_appended;
   work->hard_state = raft->hard_state_dirty;
   if (raft->hard_state_dirty) {
     raft->hard_state_write = work->persist;
@@ -474,6 +529,7 @@ static void take_writes(struct raft *raft, struct raft_work *work) {
   raft->append_first = 0;
   raft->truncate_from = 0;
   raft->noop = false;
+  raft->configuration_appended = 0;
   raft->hard_state_dirty = false;
 }
 
@@ -490,6 +546,7 @@ bool raft_take_work(struct raft *raft, struct raft_work *work) {
       .n_messages = raft->n_messages,
       .role = raft->role,
       .leader = raft->leader,
+      .hand_over_to = raft->hand_over.to,
       .commit_index = raft->commit_index,
       .reads = raft->answers,
       .n_reads = raft->n_answers,
@@ -505,7 +562,8 @@ bool raft_take_work(struct raft *raft, struct raft_work *work) {
 #endif
   take_writes(raft, work);
   const bool any = work->persist || work->n_messages || work->n_reads || work->configuration_changed ||
-                   work->role_changed || work->n_transfers || work->chunk || raft->commit_index != raft->told_commit;
+                   work->role_changed || work->n_transfers || work->chunk || raft->commit_index != raft->told_commit ||
+                   raft->hand_over.to != raft->told_hand_over;
   raft->handed_out = true;
   raft->chunk = false;
   raft->configuration_changed = false;
@@ -513,5 +571,6 @@ bool raft_take_work(struct raft *raft, struct raft_work *work) {
   raft->told_leader = raft->leader;
   raft->told_term = raft->current_term;
   raft->told_commit = raft->commit_index;
+  raft->told_hand_over = raft->hand_over.to;
   return any;
 }

@@ -45,6 +45,8 @@ enum raft_error {
   RAFT_NO_MEMORY = -3,
   RAFT_INVALID = -4, /* what came from outside makes no sense (message, configuration) */
   RAFT_FAILED = -5,  /* the core has stopped after a failed write (raft_persist_failed) */
+  RAFT_PENDING = -6, /* another change, or a hand-over, is under way: try again soon */
+  RAFT_BEHIND = -7,  /* the member lacks too much of the log: try again when it has caught up */
 };
 
 /* A short English sentence for an error, static. */
@@ -65,14 +67,17 @@ struct raft_entry_meta {
 };
 
 /*
-** Membership, shaped for joint consensus (paper section 6): while a change is under way a member
-** may be a voter of the old set, of the new one, or of both. Static so far: all voters have NEW
-** set, OLD is nowhere set.
+** Membership (paper section 6, thesis chapter 4). In a settled configuration nobody has OLD. While the set of voters
+** changes the configuration is joint: each member of the set before has OLD, each one of the set to come has NEW. So one
+** that stays has both, one that is promoted NEW alone, one that is demoted OLD and LEARNER, one that leaves OLD alone;
+** and what comes next follows from it: OLD is dropped, and who has no role then. Every decision needs a majority of each
+** set. A configuration counts from its append on, committed or not.
 */
 enum raft_member_role {
   RAFT_VOTER_NEW = 1,
   RAFT_VOTER_OLD = 2,
-  RAFT_LEARNER = 4,
+  RAFT_LEARNER = 4, /* gets all that voters get, and decides nothing */
+  RAFT_JOINING = 8, /* with LEARNER: becomes a voter by itself as soon as it has caught up */
 };
 
 struct raft_member {
@@ -122,6 +127,7 @@ enum raft_message_type {
   RAFT_READ_INDEX_RESULT = 10,
   RAFT_SNAPSHOT = 11, /* a chunk of a snapshot file (paper section 7: InstallSnapshot) */
   RAFT_SNAPSHOT_RESULT = 12,
+  RAFT_TIMEOUT_NOW = 13, /* the leader hands over: campaign at once (thesis section 3.10) */
 };
 
 /*
@@ -139,13 +145,16 @@ enum raft_message_type {
 struct raft_message {
   uint8_t type;
   bool reject; /* results: refused */
+  bool
+      hand_over; /* VOTE: its leader told it to campaign (TIMEOUT_NOW); promises to that leader do not stand against it */
   uint64_t from, to;
   struct raft_uuid from_incarnation, to_incarnation;
   uint64_t term;        /* of the sender; PRE_VOTE: the term it would campaign in */
   uint64_t index;       /* APPEND: entry before the first; VOTE, PRE_VOTE: last entry of the log.
                           APPEND_RESULT: highest entry known to match and durable; on reject: the
                           refused `index`. READ_INDEX_RESULT: the index to wait for. SNAPSHOT and its
-                          result: the last entry that it contains */
+                          result: the last entry that it contains. TIMEOUT_NOW: the last entry of the log,
+                          which the receiver has */
   uint64_t log_term;    /* term of the entry at `index` */
   uint64_t commit;      /* APPEND, HEARTBEAT: leader's commit index (HEARTBEAT: not beyond what the
                           receiver is known to hold) */
@@ -178,18 +187,25 @@ struct raft_options {
   uint32_t batch_bytes;         /* most payload bytes in one APPEND; one entry may be larger */
 };
 
+struct raft_start_configuration {
+  uint64_t index; /* of its entry, in the log or before it */
+  const struct raft_configuration *configuration;
+};
+
 /* What was durable when this process started. */
 struct raft_start {
   uint64_t now;
-  uint64_t term;                                  /* hard state */
-  uint64_t voted_for;                             /* 0: nobody */
-  uint64_t first_index;                           /* of the log; 1 unless compacted */
-  uint64_t prev_term;                             /* term of the entry at first_index-1 */
-  uint64_t last_index;                            /* first_index-1 if empty */
-  const struct raft_entry_meta *entries;          /* first_index … last_index; copied */
-  uint64_t commit_index;                          /* a durable lower bound; 0 if none */
-  const struct raft_configuration *configuration; /* the latest in log or snapshot; NULL if none */
-  uint64_t configuration_index;
+  uint64_t term;                         /* hard state */
+  uint64_t voted_for;                    /* 0: nobody */
+  uint64_t first_index;                  /* of the log; 1 unless compacted */
+  uint64_t prev_term;                    /* term of the entry at first_index-1 */
+  uint64_t last_index;                   /* first_index-1 if empty */
+  const struct raft_entry_meta *entries; /* first_index … last_index; copied */
+  uint64_t commit_index;                 /* a durable lower bound; 0 if none */
+  /* By rising index: the one in force at commit_index (or at entry 1), from the log or the snapshot, and all those in
+     the log behind it; earlier ones may come before. NULL and 0 if there is none. */
+  const struct raft_start_configuration *configurations;
+  size_t n_configurations;
   const struct raft_term_start *terms; /* of the committed prefix before first_index, without the rest; may be NULL */
   size_t n_terms;
   bool restarted; /* this incarnation ran before: it votes for nobody for one election time-out */
@@ -225,7 +241,7 @@ void raft_receive(struct raft *raft, uint64_t now, const struct raft_message *me
 /*
 ** The leader of `term` appends an entry; *index is its place. The driver must put the payload into
 ** its store under that index before it takes the work. RAFT_NOT_LEADER if this node does not lead
-** in exactly this term; RAFT_FULL; RAFT_FAILED.
+** in exactly this term; RAFT_PENDING while it hands leadership over; RAFT_FULL; RAFT_FAILED.
 */
 int raft_propose(struct raft *raft, uint64_t now, uint64_t term, uint8_t type, uint32_t size, uint64_t *index);
 
@@ -267,6 +283,53 @@ void raft_set_electable(struct raft *raft, uint64_t now, bool electable);
 int raft_bootstrap(struct raft *raft, uint64_t now, const struct raft_configuration *configuration);
 /* One more entry of term 1 behind it. Only between raft_bootstrap and the first raft_take_work. */
 int raft_bootstrap_entry(struct raft *raft, uint8_t type, uint32_t size, uint64_t *index);
+
+/*
+** ---- Members and leadership ----
+**
+** Entries that the core makes of this come in the work (configuration_index); the driver stores what they hold. What the
+** core does by itself, as leader, as soon as nothing stands against it: it appends the settled configuration once the
+** joint one has committed, whoever began that; it promotes JOINING learners that have caught up; and if it is no voter
+** any more it hands over and steps down.
+*/
+
+enum raft_change_type {
+  RAFT_CHANGE_ADD = 1, /* as a learner; `joining`: with RAFT_JOINING. The id must be no member's */
+  RAFT_CHANGE_PROMOTE, /* learner to voter. RAFT_BEHIND until it has caught up */
+  RAFT_CHANGE_DEMOTE,  /* voter to learner, which it stays */
+  RAFT_CHANGE_REMOVE,  /* any member */
+  RAFT_CHANGE_ADDRESS, /* of a member, of this incarnation */
+};
+
+struct raft_change {
+  enum raft_change_type type;
+  uint64_t id;
+  struct raft_uuid incarnation; /* ADD, ADDRESS */
+  bool joining;                 /* ADD */
+  char address[RAFT_ADDRESS_MAX];
+};
+
+/*
+** The leader changes the members: all of `changes` in one step, each of another id. If that changes the set of voters
+** the entry is a joint configuration, and the settled one follows by itself; otherwise it is a settled one. *index: of
+** the entry. A member that comes back as another incarnation is removed first, then added in a second change.
+**
+** Nothing is changed if it answers RAFT_NOT_LEADER; RAFT_PENDING: another change is under way, or a hand-over, or
+** nothing of this term has committed yet; RAFT_BEHIND; RAFT_INVALID: no such member, no voter would be left, more than
+** RAFT_MEMBERS_MAX, id or address taken; RAFT_NO_MEMORY; RAFT_FAILED.
+*/
+int raft_change_members(struct raft *raft, uint64_t now, const struct raft_change *changes, size_t n, uint64_t *index);
+
+/*
+** The leader hands over to the voter `to`; 0: to the one that has most of the log. From now on proposals are refused with
+** RAFT_PENDING. When `to` has all of the log, and all is committed, it is told to campaign at once, and the others vote
+** for it whatever they have promised. That ends with another leader (work: role_changed), or is given up after an
+** election time-out: raft_work.hand_over_to becomes 0 and proposals go on.
+**
+** RAFT_NOT_LEADER; RAFT_INVALID: no such voter, or itself, or there is no other; RAFT_PENDING: one is under way, or `to`
+** (0: everybody) was not heard of late; RAFT_BEHIND: `to` lacks too much; RAFT_FAILED.
+*/
+int raft_hand_over(struct raft *raft, uint64_t now, uint64_t to);
 
 /*
 ** ---- Log compaction and snapshots ----
@@ -375,6 +438,9 @@ struct raft_work {
   uint64_t append_first, append_last;
   /* raft_receive of an APPEND: entries of the message from here on were accepted: append_first */
   bool noop; /* append_last is the leader's no-op of its new term, with no payload */
+  /* Not 0: the core made the entry at this index, in append_first … append_last, by itself: its payload is
+     raft_configuration_encode of raft_get_configuration(), which this is the index of */
+  uint64_t configuration_index;
   bool hard_state;
   uint64_t term, voted_for; /* valid always */
 
@@ -384,7 +450,8 @@ struct raft_work {
   bool role_changed; /* role, leader or term differ from the last parcel. While `role` was LEADER and
                         a parcel says another role or another term, that leadership is over */
   enum raft_role role;
-  uint64_t leader; /* 0: unknown */
+  uint64_t leader;       /* 0: unknown */
+  uint64_t hand_over_to; /* valid always; leader: proposals are refused while it is not 0 */
 
   uint64_t commit_index; /* valid always */
   const struct raft_read_answer *reads;
@@ -415,14 +482,20 @@ struct raft_status {
   enum raft_role role;
   uint64_t term, voted_for, leader;
   uint64_t first_index, last_index, durable_index, commit_index;
-  uint64_t term_index;  /* leader: index of its no-op; it may be read and written when committed */
-  uint64_t lease_until; /* leader: 0 if none */
+  uint64_t term_index;          /* leader: index of its no-op; it may be read and written when committed */
+  uint64_t lease_until;         /* leader: 0 if none */
+  uint64_t configuration_index; /* of the one in force; 0: there is none */
+  bool configuration_committed; /* as far as is known here */
+  bool is_joint;
+  uint64_t hand_over_to; /* leader; 0: none is under way */
   bool failed;
 };
 void raft_get_status(const struct raft *raft, struct raft_status *status);
 
 struct raft_member_status {
   uint64_t id;
+  uint8_t roles;
+  bool caught_up; /* what it lacks it gets within an election time-out, and it was heard of late */
   uint64_t match_index, next_index;
   uint64_t last_contact; /* time of its last message; 0 never */
   uint64_t
@@ -437,6 +510,12 @@ size_t raft_get_members(const struct raft *raft, struct raft_member_status *memb
 ** n_members is 0 while there is none.
 */
 const struct raft_configuration *raft_get_configuration(const struct raft *raft, uint64_t *index);
+
+/*
+** The configuration that was in force at `index`, for a snapshot: the latest whose entry is at or before it; *at is that
+** entry's index. Those from the one in force at the commit index on are known, and some before. NULL: not known any more.
+*/
+const struct raft_configuration *raft_get_configuration_at(const struct raft *raft, uint64_t index, uint64_t *at);
 
 /* Term of the entry at `index`; 0 if the log does not reach there or it is compacted away. */
 uint64_t raft_term_at(const struct raft *raft, uint64_t index);

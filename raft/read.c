@@ -15,14 +15,15 @@
 uint64_t raft_lease_until(const struct raft *raft) {
   uint64_t acked[RAFT_MEMBERS_MAX] = {0};
   const struct raft_configuration *members = raft_members(raft);
-  if (raft->role != RAFT_LEADER) {
+  const int own = raft_own_place(raft);
+  if (raft->role != RAFT_LEADER || !raft_may_have_lease(raft)) {
     return 0;
   }
 #ifdef RAFT_MUTANT_LEASE_WITHOUT_CHECK_QUORUM
   return raft_time_add(raft->now, raft->options.election_ns);
 #endif
   for (uint32_t i = 0; i < members->n_members; i++) {
-    acked[i] = members->members[i].id == raft->options.id ? raft->now : raft->progress[i].acked_at;
+    acked[i] = (int)i == own ? raft->now : raft->progress[i].acked_at;
   }
   const uint64_t since = raft_quorum_value(members, acked);
   /* Their clocks may run faster than ours by this much. */
@@ -88,8 +89,9 @@ uint64_t raft_reads_next_tick(const struct raft *raft) {
 static uint64_t quorum_round(const struct raft *raft) {
   uint64_t rounds[RAFT_MEMBERS_MAX] = {0};
   const struct raft_configuration *members = raft_members(raft);
+  const int own = raft_own_place(raft);
   for (uint32_t i = 0; i < members->n_members; i++) {
-    rounds[i] = members->members[i].id == raft->options.id ? raft->round : raft->progress[i].acked_round;
+    rounds[i] = (int)i == own ? raft->round : raft->progress[i].acked_round;
   }
   return raft_quorum_value(members, rounds);
 }
@@ -150,13 +152,12 @@ int raft_begin_read(struct raft *raft, uint64_t context, enum raft_read_level le
     }
     return RAFT_OK;
   }
-  const struct raft_member *leader = raft_configuration_find(raft_members(raft), raft->leader);
-  if (!leader) {
+  if (raft->leader == 0) {
     answer_caller(raft, context, 0, RAFT_NOT_LEADER);
     return RAFT_OK;
   }
   add_read(raft, context);
-  raft_send(raft, RAFT_READ_INDEX, leader->id, &leader->incarnation, 0)->context = context;
+  raft_send(raft, RAFT_READ_INDEX, raft->leader, &raft->leader_incarnation, 0)->context = context;
   return RAFT_OK;
 }
 

@@ -118,6 +118,34 @@ static void send_entries(struct raft *raft, uint32_t place) {
   }
 }
 
+bool raft_is_in_contact(const struct raft *raft, uint32_t place) {
+  const struct raft_progress *progress = &raft->progress[place];
+  return progress->match_index > 0 && raft->now - progress->last_contact < raft->options.election_ns;
+}
+
+/* Nothing tells whether it arrived, and nothing is sent again: this is a courtesy. */
+void raft_send_last(struct raft *raft, uint32_t place) {
+  const struct raft_progress *progress = &raft->progress[place];
+  const uint64_t last = raft_log_last(&raft->log);
+  if (progress->state == RAFT_REPLICATE && progress->next_index >= raft->log.first_index &&
+      last >= progress->next_index && last - progress->next_index < RAFT_APPEND_ENTRIES_MAX) {
+    send_append(raft, place, (uint32_t)(last + 1 - progress->next_index));
+  }
+}
+
+void raft_send_farewell(struct raft *raft, const struct raft_member *member) {
+  uint64_t index;
+  (void)raft_latest_configuration(raft, &index);
+  if (index < raft->log.first_index) {
+    return;
+  }
+  struct raft_message *message = raft_send(raft, RAFT_APPEND, member->id, &member->incarnation, 0);
+  message->index = index - 1;
+  message->log_term = raft_log_term(&raft->log, index - 1);
+  message->n_entries = 1;
+  message->commit = index;
+}
+
 void raft_replicate(struct raft *raft) {
   const struct raft_configuration *members = raft_members(raft);
   raft->replicate = false;
@@ -168,6 +196,9 @@ void raft_become_leader(struct raft *raft) {
     raft_progress_reset(&raft->progress[i], raft->now, raft_log_last(&raft->log) + 1);
   }
   raft_reset_transfers(raft);
+  raft->hand_over = (struct raft_hand_over){0};
+  raft->lease_behind = 0;
+  raft->settled_index = raft_min(raft_members_index(raft), raft->commit_index);
   /* Entries of earlier terms commit only along with one of this term (paper section 5.4.2). */
   raft_log_append(&raft->log, &noop);
   raft->term_index = raft_log_last(&raft->log);
@@ -179,11 +210,13 @@ void raft_become_leader(struct raft *raft) {
   begin_round(raft);
 }
 
+/* The leader counts by its own place, and need not have one: the set that it is in may be the one that goes. */
 uint64_t raft_quorum_contact(const struct raft *raft) {
   uint64_t contacts[RAFT_MEMBERS_MAX] = {0};
   const struct raft_configuration *members = raft_members(raft);
+  const int own = raft_own_place(raft);
   for (uint32_t i = 0; i < members->n_members; i++) {
-    contacts[i] = members->members[i].id == raft->options.id ? raft->now : raft->progress[i].last_contact;
+    contacts[i] = (int)i == own ? raft->now : raft->progress[i].last_contact;
   }
   return raft_quorum_value(members, contacts);
 }
@@ -207,14 +240,21 @@ void raft_leader_tick(struct raft *raft) {
     return;
   }
   raft_transfers_tick(raft);
+  raft_hand_over_tick(raft);
+  if (raft->role != RAFT_LEADER) {
+    return;
+  }
   if (raft->now >= raft->heartbeat_at) {
     raft_send_heartbeats(raft);
+    raft_repeat_hand_over(raft);
   }
+  raft_advance_membership(raft);
 }
 
 uint64_t raft_leader_next_tick(const struct raft *raft) {
   const uint64_t election = raft->options.election_ns;
   uint64_t next = raft_min(raft->heartbeat_at, raft_time_add(raft_quorum_contact(raft), election));
+  next = raft_min(next, raft_hand_over_next_tick(raft));
   if (!raft_is_stuck(raft)) {
     next = raft_min(next, raft_time_add(raft_log_oldest_write(&raft->log), election));
   }
@@ -224,9 +264,9 @@ uint64_t raft_leader_next_tick(const struct raft *raft) {
 void raft_advance_commit(struct raft *raft) {
   uint64_t matches[RAFT_MEMBERS_MAX] = {0};
   const struct raft_configuration *members = raft_members(raft);
+  const int own = raft_own_place(raft);
   for (uint32_t i = 0; i < members->n_members; i++) {
-    const bool self = members->members[i].id == raft->options.id;
-    matches[i] = self ? raft->log.durable_index : raft->progress[i].match_index;
+    matches[i] = (int)i == own ? raft->log.durable_index : raft->progress[i].match_index;
   }
   const uint64_t index = raft_quorum_value(members, matches);
   if (index <= raft->commit_index) {
@@ -238,9 +278,14 @@ void raft_advance_commit(struct raft *raft) {
     return;
   }
 #endif
+#ifdef RAFT_MUTANT_CONFIGURATION_AT_COMMIT
+  raft_membership_committed(raft, index);
+#endif
   raft->commit_index = index;
   raft->replicate = true;
   raft_advance_reads(raft);
+  raft_advance_hand_over(raft);
+  raft_advance_membership(raft);
 }
 
 /* ---- The leader: answers ---- */
@@ -290,8 +335,11 @@ void raft_receive_append_result(struct raft *raft, const struct raft_message *me
     go_back(raft, place, message);
   } else if (raft_progress_accepted(&raft->progress[place], raft->now, message->index)) {
     raft_settle_transfer(raft, (uint32_t)place);
+    raft_progress_catch_up(&raft->progress[place], raft->now, raft_log_last(&raft->log), raft->options.election_ns);
     raft->replicate = true;
     raft_advance_commit(raft);
+    raft_advance_hand_over(raft);
+    raft_advance_membership(raft);
   }
   raft_advance_reads(raft);
 }
@@ -301,18 +349,20 @@ void raft_receive_heartbeat_result(struct raft *raft, const struct raft_message 
   if (raft->role != RAFT_LEADER || place < 0 || message->reject || !raft_hear_member(raft, place, message->round)) {
     return;
   }
+  raft_progress_catch_up(&raft->progress[place], raft->now, raft_log_last(&raft->log), raft->options.election_ns);
   ask_again_if_overdue(raft, (uint32_t)place);
   raft_advance_reads(raft);
 }
 
 /* ---- The follower ---- */
 
-bool raft_hear_leader(struct raft *raft, uint64_t leader) {
+bool raft_hear_leader(struct raft *raft, const struct raft_message *message) {
   assert(raft->role != RAFT_LEADER);
-  if (raft->leader != 0 && raft->leader != leader) {
+  if (raft->leader != 0 && raft->leader != message->from) {
     return false;
   }
-  raft_become_follower(raft, raft->current_term, leader);
+  raft_become_follower(raft, raft->current_term, message->from);
+  raft->leader_incarnation = message->from_incarnation;
   raft->sticky_until = raft_time_add(raft->now, raft->options.election_ns);
   raft_draw_election_deadline(raft);
   return true;
@@ -411,7 +461,7 @@ static void advance_follower_commit(struct raft *raft, uint64_t commit, uint64_t
 }
 
 void raft_receive_append(struct raft *raft, const struct raft_message *message) {
-  if (raft->role == RAFT_LEADER || !raft_hear_leader(raft, message->from)) {
+  if (raft->role == RAFT_LEADER || !raft_hear_leader(raft, message)) {
     return;
   }
   const bool known = message->index <= raft_log_last(&raft->log) && message->index + 1 >= raft->log.first_index;
@@ -432,7 +482,7 @@ void raft_receive_append(struct raft *raft, const struct raft_message *message) 
 }
 
 void raft_receive_heartbeat(struct raft *raft, const struct raft_message *message) {
-  if (raft->role == RAFT_LEADER || !raft_hear_leader(raft, message->from)) {
+  if (raft->role == RAFT_LEADER || !raft_hear_leader(raft, message)) {
     return;
   }
   /* The leader names no more than what this node has acknowledged to it, in this term, as durable. */

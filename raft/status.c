@@ -11,11 +11,15 @@ const char *raft_error_text(int error) {
   case RAFT_NO_MEMORY: return "out of memory";
   case RAFT_INVALID: return "what was given makes no sense here";
   case RAFT_FAILED: return "a write to this node's disk failed; it takes no part until it is restarted";
+  case RAFT_PENDING: return "a change of the members, or of the leader, is under way: try again soon";
+  case RAFT_BEHIND: return "that node lacks too much of the log: try again when it has caught up";
   default: return "unknown error";
   }
 }
 
 void raft_get_status(const struct raft *raft, struct raft_status *status) {
+  uint64_t index;
+  const struct raft_configuration *latest = raft_latest_configuration(raft, &index);
   *status = (struct raft_status){
       .role = raft->role,
       .term = raft->current_term,
@@ -27,6 +31,10 @@ void raft_get_status(const struct raft *raft, struct raft_status *status) {
       .commit_index = raft->commit_index,
       .term_index = raft->role == RAFT_LEADER ? raft->term_index : 0,
       .lease_until = raft_lease_until(raft),
+      .configuration_index = index,
+      .configuration_committed = index > 0 && index <= raft->commit_index,
+      .is_joint = raft_is_joint(latest),
+      .hand_over_to = raft->hand_over.to,
       .failed = raft->failed,
   };
 }
@@ -41,6 +49,8 @@ size_t raft_get_members(const struct raft *raft, struct raft_member_status *memb
     const uint64_t id = configuration->members[i].id;
     const struct raft_progress *progress = &raft->progress[i];
     members[i] = (struct raft_member_status){.id = id,
+                                             .roles = configuration->members[i].roles,
+                                             .caught_up = progress->caught_up && raft_is_in_contact(raft, (uint32_t)i),
                                              .match_index = progress->match_index,
                                              .next_index = progress->next_index,
                                              .transfer_index = raft->sending[i].index,
@@ -53,16 +63,14 @@ size_t raft_get_members(const struct raft *raft, struct raft_member_status *memb
       members[i].match_index = raft->log.durable_index;
       members[i].next_index = raft_log_last(&raft->log) + 1;
       members[i].last_contact = raft->now;
+      members[i].caught_up = true;
     }
   }
   return n;
 }
 
 const struct raft_configuration *raft_get_configuration(const struct raft *raft, uint64_t *index) {
-  if (index) {
-    *index = raft_members_index(raft);
-  }
-  return raft_members(raft);
+  return raft_latest_configuration(raft, index);
 }
 
 uint64_t raft_term_at(const struct raft *raft, uint64_t index) {

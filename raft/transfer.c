@@ -97,6 +97,10 @@ void raft_transfers_tick(struct raft *raft) {
   }
 }
 
+void raft_end_transfer(struct raft *raft, uint32_t place) {
+  end(&raft->sending[place]);
+}
+
 void raft_end_transfers(struct raft *raft) {
   for (uint32_t i = 0; i < RAFT_MEMBERS_MAX; i++) {
     end(&raft->sending[i]);

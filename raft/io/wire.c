@@ -56,7 +56,7 @@
 ** Message of protocol 1 (struct raft_message):
 **
 **   16     1  type
-**   17     1  reject, 0 or 1
+**   17     1  flags: 1 reject, 2 hand_over
 **   18     2  0
 **   20     4  number of entries
 **   24     8  to
@@ -92,6 +92,8 @@
 #include "../../ext/bytes.h"
 
 #define HEADER_VERSION 1
+#define FLAG_REJECT 1
+#define FLAG_HAND_OVER 2
 #define HELLO_FIXED 114u
 #define REFUSAL_FIXED 18u
 #define REFUSAL_TAIL 25u
@@ -293,7 +295,7 @@ void wire_encode_message(const struct raft_message *message, const struct raft_e
                          uint8_t *head) {
   encode_header(head, length, WIRE_MESSAGE);
   head[16] = message->type;
-  head[17] = message->reject;
+  head[17] = (uint8_t)((message->reject ? FLAG_REJECT : 0) | (message->hand_over ? FLAG_HAND_OVER : 0));
   le16_put(head + 18, 0);
   le32_put(head + 20, is_snapshot(message->type) ? message->chunk_bytes : message->n_entries);
   le64_put(head + 24, message->to);
@@ -327,11 +329,13 @@ static bool tail_fits(uint8_t type, uint32_t n, uint32_t size) {
 int wire_decode_message(const uint8_t *frame, uint32_t length, struct raft_message *message) {
   *message = (struct raft_message){0};
   if (length < MESSAGE_FIXED || frame[4] != WIRE_MESSAGE) return RAFT_INVALID;
-  if (frame[16] < RAFT_PRE_VOTE || frame[16] > RAFT_SNAPSHOT_RESULT || frame[17] > 1 || le16_get(frame + 18) != 0)
+  if (frame[16] < RAFT_PRE_VOTE || frame[16] > RAFT_TIMEOUT_NOW || (frame[17] & ~(FLAG_REJECT | FLAG_HAND_OVER)) ||
+      le16_get(frame + 18) != 0)
     return RAFT_INVALID;
   if (!tail_fits(frame[16], le32_get(frame + 20), length - MESSAGE_FIXED)) return RAFT_INVALID;
   message->type = frame[16];
-  message->reject = frame[17];
+  message->reject = frame[17] & FLAG_REJECT;
+  message->hand_over = frame[17] & FLAG_HAND_OVER;
   message->to = le64_get(frame + 24);
   memcpy(message->to_incarnation.bytes, frame + 32, RAFT_UUID_SIZE);
   message->term = le64_get(frame + 48);

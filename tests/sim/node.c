@@ -684,8 +684,9 @@ static void open_core(struct sim *sim, struct sim_node *node, const struct raft_
                                    .commit_index = commit,
                                    .terms = terms,
                                    .n_terms = n_terms,
-                                   .configuration = has ? &configuration : NULL,
-                                   .configuration_index = configuration_index,
+                                   .configurations = &(struct raft_start_configuration){configuration_index,
+                                                                                        &configuration},
+                                   .n_configurations = has,
                                    .restarted = state->node != 0};
   const int rc = raft_open(&options, &start, &node->raft);
   free(terms);

@@ -107,8 +107,8 @@ static inline void stand_open_with(struct stand *stand, uint32_t n_members, cons
                                    .first_index = 1,
                                    .last_index = n_terms,
                                    .entries = entries,
-                                   .configuration = &stand->members,
-                                   .configuration_index = 1};
+                                   .configurations = &(struct raft_start_configuration){1, &stand->members},
+                                   .n_configurations = 1};
   assert_int_equal(raft_open(options, &start, &stand->raft), RAFT_OK);
   stand_work(stand);
 }

@@ -76,10 +76,11 @@ static void fill_entries(struct raft_message *message, const struct raft_status 
 static struct raft_message some_message(void) {
   const struct raft_status status = stand_status(&stand);
   const uint64_t from = below(40) == 0 ? near(2) : 2 + below(2);
-  struct raft_message message = stand_message((enum raft_message_type)(below(60) == 0 ? next() & 0xff : 1 + below(12)),
+  struct raft_message message = stand_message((enum raft_message_type)(below(60) == 0 ? next() & 0xff : 1 + below(13)),
                                               from, status.term);
   message.term = some_term(status.term);
   message.reject = below(3) == 0;
+  message.hand_over = below(10) == 0;
   message.index = near(below(2) ? status.last_index : status.commit_index);
   message.log_term = message.index == 0 ? 0 : raft_term_at(stand.raft, message.index);
   if (message.log_term == 0 || below(5) == 0) {

@@ -452,8 +452,8 @@ static void a_fate_is_told_of_what_was_compacted(void **state) {
                                    .first_index = 31,
                                    .prev_term = 4,
                                    .last_index = 30,
-                                   .configuration = &stand.members,
-                                   .configuration_index = 1,
+                                   .configurations = &(struct raft_start_configuration){1, &stand.members},
+                                   .n_configurations = 1,
                                    .terms = starts,
                                    .n_terms = 3};
   const struct raft_options options = stand_options();

@@ -73,8 +73,9 @@ static int decode(const uint8_t *frame, uint32_t length, struct raft_message *me
 }
 
 static struct raft_message random_message(uint64_t *random, uint32_t n_entries) {
-  struct raft_message message = {.type = n_entries ? RAFT_APPEND : (uint8_t)(1 + draw(random) % 12),
+  struct raft_message message = {.type = n_entries ? RAFT_APPEND : (uint8_t)(1 + draw(random) % 13),
                                  .reject = draw(random) % 2,
+                                 .hand_over = draw(random) % 2,
                                  .to = draw(random),
                                  .term = draw(random),
                                  .index = draw(random) >> 1,
@@ -115,6 +116,7 @@ static void check_same(const struct raft_message *a, const struct raft_message *
                        const struct raft_entry *y, const struct raft_entry_meta *metas) {
   assert_int_equal(a->type, b->type);
   assert_int_equal(a->reject, b->reject);
+  assert_int_equal(a->hand_over, b->hand_over);
   assert_int_equal(a->to, b->to);
   assert_memory_equal(&a->to_incarnation, &b->to_incarnation, sizeof a->to_incarnation);
   assert_memory_equal(&a->term, &b->term, 10 * sizeof(uint64_t)); /* … size_bytes */

@@ -302,8 +302,15 @@ int node_start_database(struct node *node, uint64_t commit_index, uint64_t log_f
   /* Before a cluster exists there is nothing to rebuild; page 1 comes with it. */
   uint32_t page_size = commit_index == 0 && node->configuration.n_members == 0 ? 0 : node->facts.page_size;
   text[0] = 0;
-  int error = vfs_database_start(node->database, commit_index, log_first, source, page_size, node->facts.auto_vacuum,
-                                 &applied, text);
+  struct vfs_start_options options = {
+      .commit_index = commit_index,
+      .log_first = log_first,
+      .log_last = node->last_index > commit_index ? node->last_index : commit_index,
+      .snapshot = source,
+      .page_size = page_size,
+      .auto_vacuum = node->facts.auto_vacuum,
+  };
+  int error = vfs_database_start(node->database, &options, &applied, text);
   if (error && source && snapshot->is_damaged) {
     int code = do_without(node, snapshot->path, snapshot->meta.index, log_first, snapshot, text);
     node->snapshot_index = code == SQLITE_OK && snapshot->reader ? snapshot->meta.index : 0;

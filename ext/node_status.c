@@ -105,6 +105,7 @@ void node_get_status(struct node *node, struct node_status *status) {
   };
   snprintf(status->leader_address, sizeof status->leader_address, "%s", node_address_of(node, node->leader));
   describe_state(node, status->state);
+  memcpy(status->notice, database.notice, sizeof status->notice);
   node_describe_snapshot(node, status->snapshot);
   if (node->store) {
     struct raft_store_status log;

@@ -31,6 +31,7 @@ enum status_column {
   STATUS_WAL_FRAMES,
   STATUS_CHECKSUM,
   STATUS_TOLERATES,
+  STATUS_NOTICE,
   STATUS_DATABASE,
   STATUS_VERSION,
   STATUS_SCHEMA,
@@ -38,7 +39,8 @@ enum status_column {
 #define STATUS_DECLARATION                                                                                             \
   "CREATE TABLE x(node INTEGER, cluster TEXT, role TEXT, state TEXT, term INTEGER, leader INTEGER, "                   \
   "leader_address TEXT, commit_index INTEGER, applied_index INTEGER, log_first INTEGER, log_last INTEGER, "            \
-  "log_bytes INTEGER, snapshot TEXT, wal_frames INTEGER, checksum TEXT, tolerates INTEGER, database TEXT, "            \
+  "log_bytes INTEGER, snapshot TEXT, wal_frames INTEGER, checksum TEXT, tolerates INTEGER, notice TEXT, database "     \
+  "TEXT, "                                                                                                             \
   "version TEXT, schema TEXT HIDDEN)"
 
 enum member_column {
@@ -208,6 +210,7 @@ static void status_column(sqlite3_context *context, const struct node_status *st
   case STATUS_WAL_FRAMES: return put_number(context, status->wal_frames);
   case STATUS_CHECKSUM: return put_checksum(context, status);
   case STATUS_TOLERATES: return put_number(context, status->tolerates);
+  case STATUS_NOTICE: return put_text(context, status->notice);
   case STATUS_DATABASE: return put_text(context, status->path);
   case STATUS_VERSION: return put_text(context, BALSA_VERSION);
   case STATUS_SCHEMA: return;

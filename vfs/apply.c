@@ -132,7 +132,10 @@ static void parts_cancel(struct vfs_database *database) {
 static int parts_finish(struct vfs_database *database, const struct vfs_log_entry *entry) {
   if (database->parts_checksum != entry->set.checksum) return VFS_DIFFERS;
   bool has_frames = parts_have_frames(database);
-  if (has_frames) vfs_wal_publish(database->wal, &database->parts_append);
+  if (has_frames) {
+    vfs_wal_publish(database->wal, &database->parts_append);
+    vfs_refresh_nonce(database);
+  }
   pthread_mutex_lock(&database->mutex);
   if (has_frames) database->header = database->parts_append.header;
   struct vfs_state state = {

@@ -302,6 +302,7 @@ int vfs_capture(struct vfs_connection *connection) {
   }
   vfs_note_restart(database, &capture.live);
   if (capture.live.max_frame == database->header.max_frame) return SQLITE_OK;
+  vfs_refresh_nonce(database);
 
   capture.bound = database->header.max_frame;
   capture.old_pages = database->captured.pages;
@@ -349,6 +350,7 @@ int vfs_restore(struct vfs_database *database, const struct vfs_state *target) {
     error = vfs_error_of_sqlite(append_pages(database, list, count, target->max_frame, target->pages, &append));
     if (error) goto failed;
     vfs_wal_publish(database->wal, &append);
+    vfs_refresh_nonce(database);
     live = append.header;
   }
   pthread_mutex_lock(&database->mutex);

@@ -66,6 +66,16 @@ void vfs_set_blocked(struct vfs_database *database, const char *format, ...) {
   va_end(arguments);
 }
 
+void vfs_set_notice(struct vfs_database *database, const char *format, ...) {
+  va_list arguments;
+  va_start(arguments, format);
+  pthread_mutex_lock(&database->mutex);
+  vsnprintf(database->notice, sizeof database->notice, format, arguments);
+  pthread_mutex_unlock(&database->mutex);
+  va_end(arguments);
+  sqlite3_log(SQLITE_WARNING, "balsa: %s", database->notice);
+}
+
 bool vfs_database_take(struct vfs_database *database, const void *holder, enum vfs_ticket_place place,
                        uint64_t deadline) {
   return vfs_ticket_take(&database->ticket, holder, place, deadline);
@@ -78,62 +88,6 @@ int vfs_write_marks(struct vfs_database *database, const struct vfs_marks *marks
   database->marks = *marks;
   pthread_mutex_unlock(&database->mutex);
   return VFS_OK;
-}
-
-/* ---- Whether WAL and wal-index are still as this node left them ---- */
-
-/* What a wal-index of ours says: nobody else has checkpointed (nBackfill) or restarted (salt) it since. */
-static uint64_t nonce_value(uint64_t nonce, uint32_t backfilled, const uint32_t salt[2]) {
-  uint64_t parts[3] = {nonce, backfilled, (uint64_t)salt[0] << 32 | salt[1]};
-  return vfs_page_hash(0, parts, sizeof parts);
-}
-
-void vfs_refresh_nonce(struct vfs_database *database) {
-  struct vfs_wal_header live;
-  if (vfs_wal_read_header(database->wal, &live) != SQLITE_OK) return;
-  pthread_mutex_lock(&database->mutex);
-  uint64_t nonce = database->marks.nonce;
-  pthread_mutex_unlock(&database->mutex);
-  vfs_wal_set_nonce(database->wal, nonce_value(nonce, vfs_wal_backfilled(database->wal), live.salt));
-}
-
-/* Reads the -shm as the last node left it. Offsets: WalIndexHdr and WalCkptInfo, top of wal.c. */
-static bool shm_is_ours(struct vfs_database *database) {
-  char path[OS_PATH_MAX];
-  uint8_t bytes[136];
-  struct os_file *file = NULL;
-  snprintf(path, sizeof path, "%s-shm", database->path);
-  if (os_open(database->os, path, OS_OPEN_READ, &file) != 0) return false;
-  int64_t n = os_read(file, bytes, sizeof bytes, 0);
-  os_close(file);
-  if (n != (int64_t)sizeof bytes) return false;
-  uint32_t backfilled, attempted, salt[2];
-  uint64_t nonce;
-  memcpy(salt, bytes + 32, 8);
-  memcpy(&backfilled, bytes + 96, 4);
-  memcpy(&nonce, bytes + 120, 8);
-  memcpy(&attempted, bytes + 128, 4);
-  return attempted == backfilled && nonce == nonce_value(database->marks.nonce, backfilled, salt);
-}
-
-static void stat_file(const struct vfs_database *database, const uint8_t header[100], struct vfs_marks *marks) {
-  struct os_stat stat;
-  if (os_stat(database->os, database->path, &stat) != 0) memset(&stat, 0, sizeof stat);
-  marks->size_bytes = stat.size;
-  marks->mtime_ns = stat.mtime_ns;
-  marks->inode = stat.inode;
-  marks->change_counter = (uint32_t)header[24] << 24 | (uint32_t)header[25] << 16 | (uint32_t)header[26] << 8 |
-                          header[27];
-}
-
-static bool is_as_stopped(struct vfs_database *database) {
-  uint8_t header[100] = {0};
-  struct vfs_marks now = {0};
-  if (!database->marks.stopped_in_order) return false;
-  if (database->file->pMethods->xRead(database->file, header, sizeof header, 0) != SQLITE_OK) return false;
-  stat_file(database, header, &now);
-  return now.size_bytes == database->marks.size_bytes && now.mtime_ns == database->marks.mtime_ns &&
-         now.inode == database->marks.inode && now.change_counter == database->marks.change_counter;
 }
 
 /* ---- Open ---- */
@@ -348,20 +302,21 @@ int vfs_database_mark(struct vfs_database *database, uint64_t index, char *text)
 
 /* ---- WAL and wal-index ---- */
 
-static void remove_beside(struct vfs_database *database, const char *suffix) {
+void vfs_remove_beside(struct vfs_database *database) {
+  static const char *const suffixes[] = {"-wal", "-shm", "-journal"};
   char path[OS_PATH_MAX];
-  snprintf(path, sizeof path, "%s%s", database->path, suffix);
-  os_remove(database->os, path);
+  if (!database->is_alone) return;
+  for (size_t i = 0; i < sizeof suffixes / sizeof *suffixes; i++) {
+    snprintf(path, sizeof path, "%s%s", database->path, suffixes[i]);
+    os_remove(database->os, path);
+  }
 }
 
 int vfs_database_begin_wal(struct vfs_database *database, uint32_t pages, char *text) {
   int code = SQLITE_OK;
   uint32_t salt[2];
   os_random(database->os, salt, sizeof salt);
-  if (database->is_alone) {
-    remove_beside(database, "-wal");
-    remove_beside(database, "-shm");
-  }
+  vfs_remove_beside(database);
   database->wal_file = vfs_open_base(database, sqlite3_filename_wal(database->name),
                                      SQLITE_OPEN_WAL | SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE, &code);
   if (code == SQLITE_OK) code = vfs_wal_open(database->file, database->wal_file, database->page_size, &database->wal);
@@ -372,7 +327,12 @@ int vfs_database_begin_wal(struct vfs_database *database, uint32_t pages, char *
     return vfs_error_of_sqlite(code);
   }
   vfs_refresh_nonce(database);
-  int error = error_of_errno(vfs_ownership_settle(database->ownership, text));
+  /* Names that are gone at the next start were removed by somebody. */
+  char folder[OS_PATH_MAX];
+  vfs_folder_of(database->path, folder, sizeof folder);
+  int error = error_of_errno(os_sync_directory(database->os, folder));
+  if (error) snprintf(text, VFS_TEXT_MAX, "%s cannot be synced: %s", folder, vfs_error_text(error));
+  if (!error) error = error_of_errno(vfs_ownership_settle(database->ownership, text));
   if (!error) atomic_store(&database->ready, true);
   return error;
 }
@@ -413,32 +373,21 @@ int vfs_database_create(struct vfs_database *database, uint32_t page_size, uint3
   return vfs_database_begin_wal(database, 1, text);
 }
 
-int vfs_database_start(struct vfs_database *database, uint64_t commit_index, uint64_t log_first,
-                       const struct vfs_source *snapshot, uint32_t page_size, uint32_t auto_vacuum, uint64_t *applied,
+int vfs_database_start(struct vfs_database *database, const struct vfs_start_options *options, uint64_t *applied,
                        char *text) {
   sqlite3_int64 size = 0;
   int error = lock_files(database, text);
   if (error) return error;
-  *applied = commit_index;
+  *applied = options->commit_index;
   if (database->file->pMethods->xFileSize(database->file, &size) != SQLITE_OK) return VFS_IO;
-  if (size == 0 && page_size == 0 && database->marks.page_size == 0) {
+  if (size == 0 && options->page_size == 0 && database->marks.page_size == 0) {
     database->is_started = true; /* vfs_database_create comes later */
     return VFS_OK;
   }
-  uint32_t own_page_size = database->marks.page_size ? database->marks.page_size : page_size;
+  uint32_t own_page_size = database->marks.page_size ? database->marks.page_size : options->page_size;
   error = vfs_database_set_page_size(database, own_page_size);
-  /* After a stop in order the file itself tells; its -shm is left as it was, whatever was done to the file since. */
-  bool is_ours = database->marks.stopped_in_order ? is_as_stopped(database)
-                                                  : database->is_alone && shm_is_ours(database);
   text[0] = 0;
-  struct vfs_redo_options options = {
-      .commit_index = commit_index,
-      .log_first = log_first,
-      .snapshot = snapshot,
-      .auto_vacuum = auto_vacuum,
-      .verify = !is_ours || size <= VFS_VERIFY_BYTES, /* a disk changes bytes and says nothing */
-  };
-  if (!error) error = vfs_redo(database, &options, applied, text);
+  if (!error) error = vfs_redo(database, options, applied, text);
   if (error) {
     if (!text[0]) snprintf(text, VFS_TEXT_MAX, "%s: redo from the log: %s", database->path, vfs_error_text(error));
     return error;
@@ -451,14 +400,12 @@ int vfs_database_start(struct vfs_database *database, uint64_t commit_index, uin
 
 /* checkpoint done, ticket held: the WAL is empty and the file is all there is. */
 static void mark_stopped(struct vfs_database *database) {
-  uint8_t header[100] = {0};
   struct vfs_marks marks = database->marks;
   struct vfs_wal_header live;
   if (vfs_wal_read_header(database->wal, &live) != SQLITE_OK || live.max_frame != 0) return;
   if (database->committed.index != marks.set_index) return;
   if (database->wal_file->pMethods->xTruncate(database->wal_file, 0) != SQLITE_OK) return;
-  if (database->file->pMethods->xRead(database->file, header, sizeof header, 0) != SQLITE_OK) return;
-  stat_file(database, header, &marks);
+  vfs_stat_file(database, &marks);
   marks.stopped_in_order = true;
   vfs_write_marks(database, &marks);
 }
@@ -515,6 +462,7 @@ void vfs_get_status(struct vfs_database *database, struct vfs_status *status) {
   status->index = database->committed.index;
   status->checkpointed = database->marks.checkpointed;
   memcpy(status->blocked, database->blocked, sizeof status->blocked);
+  memcpy(status->notice, database->notice, sizeof status->notice);
   uint32_t max_frame = database->header.max_frame;
   pthread_mutex_unlock(&database->mutex);
   status->serves_reads = !atomic_load(&database->wal_failed) && !atomic_load(&database->stopped);

@@ -90,7 +90,7 @@ struct vfs_database {
   struct vfs_state *boundaries; /* a ring of committed states in the WAL, rising frames */
   uint32_t boundaries_first, boundaries_count;
   struct vfs_marks marks;
-  char blocked[VFS_TEXT_MAX];
+  char blocked[VFS_TEXT_MAX], notice[VFS_TEXT_MAX];
   uint32_t connections;
 
   /* who holds the ticket */
@@ -164,7 +164,6 @@ int vfs_restore(struct vfs_database *database, const struct vfs_state *target);
 /* If SQLite has restarted the WAL: whatever was in it is committed and in the database file. */
 void vfs_note_restart(struct vfs_database *database, const struct vfs_wal_header *live);
 bool vfs_same_salt(const struct vfs_wal_header *a, const struct vfs_wal_header *b);
-void vfs_refresh_nonce(struct vfs_database *database);
 
 /* connection.c */
 void vfs_connection_fail(struct vfs_connection *connection, const char *format, ...)
@@ -192,18 +191,29 @@ bool vfs_is_forked_child(void);
 bool vfs_database_take(struct vfs_database *database, const void *holder, enum vfs_ticket_place place,
                        uint64_t deadline);
 void vfs_set_blocked(struct vfs_database *database, const char *format, ...) __attribute__((format(printf, 2, 3)));
+/* Tells it in balsa_status and in the application's log. */
+void vfs_set_notice(struct vfs_database *database, const char *format, ...) __attribute__((format(printf, 2, 3)));
 int vfs_write_marks(struct vfs_database *database, const struct vfs_marks *marks);
 int vfs_error_of_sqlite(int code);
 const char *vfs_error_text(int error);
-/* redo.c: the file becomes the state at `commit_index`; sets committed, captured and marks. */
-struct vfs_redo_options {
-  uint64_t commit_index;
-  uint64_t log_first;                /* first entry that the log has */
-  const struct vfs_source *snapshot; /* NULL: none */
-  uint32_t auto_vacuum;
-  bool verify; /* scan the checksum afterwards, and make the file again if it differs */
+/* outside.c: what other programs did to the files while no node had them. */
+enum vfs_trust {
+  VFS_TRUST_OURS,    /* as the last node left it */
+  VFS_TRUST_UNKNOWN, /* nothing tells, as after power loss */
+  VFS_TRUST_CHANGED, /* it is not what it was at the stop in order */
+  VFS_TRUST_OPENED,  /* another program has had it open since the node was killed */
 };
-int vfs_redo(struct vfs_database *database, const struct vfs_redo_options *options, uint64_t *applied, char *text);
+/* With the files locked, before -wal and -shm are touched. */
+enum vfs_trust vfs_trust(struct vfs_database *database);
+/* What the trust rests on: after every change of the wal-index's header or nBackfill; the facts of a stop in order. */
+void vfs_refresh_nonce(struct vfs_database *database);
+void vfs_stat_file(struct vfs_database *database, struct vfs_marks *marks);
+/* Would another program see a state that is in the log, from the one that was checkpointed through entry log_last? */
+int vfs_outside_is_known(struct vfs_database *database, uint64_t log_last, bool *is_known, char *text);
+/* Nothing is ever thrown away: copies the file with its -wal and -journal, and tells. `why` follows the file's name. */
+int vfs_outside_keep(struct vfs_database *database, const char *why, char *text);
+/* redo.c: the file becomes the state at `commit_index`; sets committed, captured and marks. */
+int vfs_redo(struct vfs_database *database, const struct vfs_start_options *options, uint64_t *applied, char *text);
 /* Page 1 of an empty database in WAL mode. */
 void vfs_first_page(uint8_t *page, uint32_t page_size, uint32_t auto_vacuum);
 /* The rolling checksum of the file's first `pages` pages, read from the file. */
@@ -215,6 +225,8 @@ sqlite3_file *vfs_open_base(struct vfs_database *database, const char *name, int
 void vfs_close_base(sqlite3_file **file);
 /* Buffers, encoder and decoder for this page size. */
 int vfs_database_set_page_size(struct vfs_database *database, uint32_t page_size);
+/* Files beside the database go, if nobody else can have them open. */
+void vfs_remove_beside(struct vfs_database *database);
 /* Makes wal_file, wal and the wal-index for a file of `pages` pages that is state `index`. */
 int vfs_database_begin_wal(struct vfs_database *database, uint32_t pages, char *text);
 

@@ -6,9 +6,10 @@
 ** touches gets its last value, and one that none touches is the same in all those states. Doing it twice, or being killed in
 ** the middle, changes nothing.
 **
-** When somebody else wrote to the file meanwhile, the log is the truth: the file is copied aside and made again
+** When somebody else wrote to the file meanwhile, the log is the truth: the file is kept aside (outside.c) and made again
 ** from the first entry. After a stop in order it must be the state of its marks and the WAL empty, so that is looked at before
-** anything is written, and the copy is whole. After a crash only the state behind the redo can be verified.
+** anything is written, and the copy is whole. After a crash the state behind the redo is verified; if another program has had the
+** files open since, what it left is looked at before, for the same reason.
 */
 #include <errno.h>
 #include <stdio.h>
@@ -16,9 +17,6 @@
 #include <string.h>
 
 #include "database.h"
-
-#define COPY_BYTES (1u << 16)
-#define COPIES_MAX 1000 /* changed files that are kept side by side */
 
 struct redo {
   struct vfs_database *database;
@@ -29,7 +27,7 @@ struct redo {
   uint64_t log_first;
   const struct vfs_source *snapshot; /* NULL: none; used once */
   uint32_t auto_vacuum;
-  uint64_t foreign_wal_size; /* of a WAL that somebody wrote after a stop in order; 0 none */
+  bool is_kept; /* what another program left */
 };
 
 void vfs_first_page(uint8_t *page, uint32_t page_size, uint32_t auto_vacuum) {
@@ -182,80 +180,9 @@ static int mark_redone(struct redo *redo) {
   marks.checksum = redo->checksum;
   marks.pages = redo->pages;
   marks.page_size = database->page_size;
-  marks.stopped_in_order = false;
+  marks.stopped_in_order = marks.is_rebuilding = false;
   os_random(database->os, &marks.nonce, sizeof marks.nonce);
   return vfs_write_marks(database, &marks);
-}
-
-/* The WAL was empty when the node stopped. What it holds now was committed by somebody who did not come to checkpoint. */
-static int find_foreign_wal(struct redo *redo) {
-  char path[OS_PATH_MAX];
-  struct os_file *file = NULL;
-  snprintf(path, sizeof path, "%s-wal", redo->database->path);
-  int error = os_open(redo->database->os, path, OS_OPEN_READ, &file);
-  if (error == -ENOENT) return VFS_OK;
-  if (!error) error = os_size(file, &redo->foreign_wal_size);
-  os_close(file);
-  if (!error) return VFS_OK;
-  snprintf(redo->text, VFS_TEXT_MAX, "%s cannot be read: %s", path, strerror(-error));
-  return VFS_IO;
-}
-
-/* Beside the copy of its database, so that a plain program opens both. */
-static int copy_foreign_wal(struct redo *redo, const char *name, uint8_t *buffer) {
-  char from_path[OS_PATH_MAX], to_path[VFS_TEXT_MAX + 8];
-  struct os_file *from = NULL, *to = NULL;
-  if (redo->foreign_wal_size == 0) return 0;
-  snprintf(from_path, sizeof from_path, "%s-wal", redo->database->path);
-  snprintf(to_path, sizeof to_path, "%s-wal", name);
-  int error = os_open(redo->database->os, from_path, OS_OPEN_READ, &from);
-  if (!error) error = os_open(redo->database->os, to_path, OS_OPEN_WRITE | OS_OPEN_CREATE, &to);
-  for (uint64_t at = 0; !error && at < redo->foreign_wal_size;) {
-    int64_t n = os_read(from, buffer, COPY_BYTES, at);
-    if (n == 0) break;
-    error = n < 0 ? (int)n : os_write(to, buffer, (size_t)n, at);
-    if (n > 0) at += (uint64_t)n;
-  }
-  if (!error) error = os_sync(to);
-  os_close(from);
-  os_close(to);
-  return error;
-}
-
-/* Nothing is ever thrown away: the changed file stays under a telling name. */
-static int copy_aside(struct redo *redo, char *name, size_t name_size) {
-  struct vfs_database *database = redo->database;
-  struct os_file *copy = NULL;
-  sqlite3_int64 size = 0;
-  uint8_t *buffer = malloc(COPY_BYTES);
-  int error = buffer ? database->file->pMethods->xFileSize(database->file, &size) : SQLITE_NOMEM;
-  for (int i = 1; !error && !copy; i++) {
-    snprintf(name, name_size, "%s.changed-%d", database->path, i);
-    int opened = os_open(database->os, name, OS_OPEN_WRITE | OS_OPEN_CREATE | OS_OPEN_EXCL, &copy);
-    if (opened != 0 && (opened != -EEXIST || i == COPIES_MAX)) error = opened;
-  }
-  for (sqlite3_int64 at = 0; !error && at < size; at += COPY_BYTES) {
-    int n = size - at < COPY_BYTES ? (int)(size - at) : (int)COPY_BYTES;
-    error = database->file->pMethods->xRead(database->file, buffer, n, at);
-    if (!error) error = os_write(copy, buffer, (size_t)n, (uint64_t)at);
-  }
-  if (!error) error = os_sync(copy);
-  if (!error) error = copy_foreign_wal(redo, name, buffer);
-  char parent[OS_PATH_MAX];
-  vfs_folder_of(database->path, parent, sizeof parent);
-  if (!error) error = os_sync_directory(database->os, parent);
-  os_close(copy);
-  free(buffer);
-  if (!error) {
-    sqlite3_log(
-        SQLITE_WARNING,
-        "balsa: %s was changed by another program while its node was down; it is kept as %s, and the log counts",
-        database->path, name);
-    return VFS_OK;
-  }
-  snprintf(redo->text, VFS_TEXT_MAX, "%s: cannot be copied aside to %s (error %d); make room there", database->path,
-           name, error);
-  return error == -ENOSPC ? VFS_NO_SPACE : VFS_IO;
 }
 
 /* ---- The file again from nothing, or from a snapshot ---- */
@@ -272,6 +199,7 @@ static int mark_rebuild(struct redo *redo) {
   marks.page_size = database->page_size;
   marks.pages = 1;
   marks.stopped_in_order = false;
+  marks.is_rebuilding = true;
   os_random(database->os, &marks.nonce, sizeof marks.nonce);
   return vfs_write_marks(database, &marks);
 }
@@ -370,22 +298,41 @@ static int rebuild_changed(struct redo *redo) {
   return error;
 }
 
-static int redo_file(struct redo *redo, bool verify) {
-  char name[VFS_TEXT_MAX];
+static const char *reason(enum vfs_trust trust) {
+  switch (trust) {
+  case VFS_TRUST_CHANGED: return "was changed by another program while its node was down";
+  case VFS_TRUST_OPENED:
+    return "was opened by another program after its node had ended without a stop, and holds what the log does not";
+  default: return "is damaged: no program has changed it, and it is not what its node wrote (look at the disk)";
+  }
+}
+
+/* Before anything is written: is there something in the files that the redo would destroy? */
+static int look_before(struct redo *redo, enum vfs_trust trust, bool verify, uint64_t log_last, bool *is_different) {
+  bool is_known = true;
+  int error = VFS_OK;
+  if (redo->database->marks.stopped_in_order && verify) error = differs(redo, true, is_different);
+  if (*is_different)
+    is_known = false;
+  else if (!error && (trust == VFS_TRUST_CHANGED || trust == VFS_TRUST_OPENED))
+    error = vfs_outside_is_known(redo->database, log_last, &is_known, redo->text);
+  redo->is_kept = !is_known;
+  return error || is_known ? error : vfs_outside_keep(redo->database, reason(trust), redo->text);
+}
+
+static int redo_file(struct redo *redo, uint64_t log_last, enum vfs_trust trust, bool verify) {
   bool is_exact = redo->database->marks.stopped_in_order, is_different = false;
-  int error = is_exact ? find_foreign_wal(redo) : VFS_OK;
-  if (!error && is_exact && verify) error = differs(redo, true, &is_different);
-  if (!error && redo->foreign_wal_size > 0 && !is_different) error = copy_aside(redo, name, sizeof name);
+  int error = look_before(redo, trust, verify, log_last, &is_different);
   if (!error && !is_different) error = redo_range(redo, redo->database->marks.checkpointed + 1);
   /* What lies behind the end belongs into the copy, so it is cut after this. */
   if (!error && !is_exact && verify) error = differs(redo, false, &is_different);
   if (!error && !is_different) return finish_file(redo);
-  if (!error) error = copy_aside(redo, name, sizeof name);
+  if (!error && !redo->is_kept) error = vfs_outside_keep(redo->database, reason(VFS_TRUST_OURS), redo->text);
   return error ? error : rebuild_changed(redo);
 }
 
 /* NOLINTNEXTLINE(readability-non-const-parameter): written through redo.text */
-int vfs_redo(struct vfs_database *database, const struct vfs_redo_options *options, uint64_t *applied, char *text) {
+int vfs_redo(struct vfs_database *database, const struct vfs_start_options *options, uint64_t *applied, char *text) {
   struct redo redo = {
       .database = database,
       .text = text,
@@ -399,8 +346,11 @@ int vfs_redo(struct vfs_database *database, const struct vfs_redo_options *optio
   };
   sqlite3_int64 size = 0;
   if (database->file->pMethods->xFileSize(database->file, &size) != SQLITE_OK) return VFS_IO;
+  enum vfs_trust trust = vfs_trust(database);
+  bool verify = trust != VFS_TRUST_OURS || size <= VFS_VERIFY_BYTES; /* a disk changes bytes and says nothing */
   bool is_lost = size == 0 || redo.log_first > database->marks.checkpointed + 1;
-  int error = is_lost ? rebuild(&redo) : redo_file(&redo, options->verify);
+  int error = is_lost ? rebuild(&redo) : redo_file(&redo, options->log_last, trust, verify);
+  if (!error) vfs_remove_beside(database);
   if (!error) error = mark_redone(&redo);
   if (error) return error;
   *applied = redo.through;

@@ -138,17 +138,19 @@ int vfs_database_mark(struct vfs_database *database, uint64_t index, char *text)
 ** and with connections open (until then they see an empty database and cannot write).
 */
 int vfs_database_create(struct vfs_database *database, uint32_t page_size, uint32_t auto_vacuum, char *text);
+struct vfs_start_options {
+  uint64_t commit_index;        /* >= found.begun */
+  uint64_t log_first, log_last; /* what the log has; read_log gives it, also what is not known to be committed */
+  const struct vfs_source
+      *snapshot;                   /* NULL: none. Durable; for what the log does not reach, or a file lost or changed */
+  uint32_t page_size, auto_vacuum; /* to make the file from nothing; 0 if unknown */
+};
 /*
-** Redo: brings the file to the state at `commit_index` (>= found.begun; entries come from read_log), throws WAL
-** and wal-index away or resets them, verifies or rebuilds the file if it was changed from outside. Then
-** connections may use it. *applied = commit_index, or less if a
+** Redo: brings the file to the state at `commit_index`, throws WAL and wal-index away or resets them, keeps aside and makes
+** again what was changed from outside or damaged. Then connections may use it. *applied = commit_index, or less if a
 ** transaction in parts ends only behind it. For a file without content and commit_index 0: only opens.
-** `settings` page size and auto_vacuum are needed to rebuild from nothing; 0 if unknown. `log_first` is the first entry that the log still
-** has; `snapshot` (or NULL) is a durable one to make the file from where the log does not reach back far enough, or
-** the file is lost or changed.
 */
-int vfs_database_start(struct vfs_database *database, uint64_t commit_index, uint64_t log_first,
-                       const struct vfs_source *snapshot, uint32_t page_size, uint32_t auto_vacuum, uint64_t *applied,
+int vfs_database_start(struct vfs_database *database, const struct vfs_start_options *options, uint64_t *applied,
                        char *text);
 /* Connections get errors from now on; open write transactions are doomed. Checkpoints if it can within `deadline`. */
 void vfs_database_stop(struct vfs_database *database, uint64_t deadline);
@@ -204,6 +206,7 @@ struct vfs_status {
   uint64_t index;      /* last change set in that state */
   uint64_t checkpointed;
   bool serves_reads;
+  char notice[VFS_TEXT_MAX];  /* what the start found that somebody should know; "" nothing */
   char blocked[VFS_TEXT_MAX]; /* who keeps apply or checkpoint from going on; "" nobody */
 };
 void vfs_get_status(struct vfs_database *database, struct vfs_status *status); /* [any] */

@@ -250,7 +250,7 @@ static void seal_header(struct vfs_wal_header *header) {
   add_checksum(false, header, HEADER_CHECKED_SIZE, header->checksum);
 }
 
-static bool is_header_valid(const struct vfs_wal_header *header) {
+bool vfs_wal_header_is_valid(const struct vfs_wal_header *header) {
   uint32_t sum[2] = {0, 0};
   add_checksum(false, header, HEADER_CHECKED_SIZE, sum);
   return header->is_init != 0 && sum[0] == header->checksum[0] && sum[1] == header->checksum[1];
@@ -272,7 +272,7 @@ int vfs_wal_read_header(struct vfs_wal *wal, struct vfs_wal_header *header) {
     load_header(memory, header);
     load_header(memory + HEADER_COPY_OFFSET, &copy);
     if (memcmp(header, &copy, sizeof copy) == 0) {
-      if (is_header_valid(header)) return header->version == WAL_VERSION ? SQLITE_OK : SQLITE_CANTOPEN;
+      if (vfs_wal_header_is_valid(header)) return header->version == WAL_VERSION ? SQLITE_OK : SQLITE_CANTOPEN;
       if (i >= HEADER_TRIES_SPIN) return SQLITE_PROTOCOL; /* nobody is writing: it was never written */
     }
     if (i >= HEADER_TRIES_YIELD) {
@@ -290,6 +290,27 @@ uint32_t vfs_wal_header_page_size(const struct vfs_wal_header *header) {
 
 static uint16_t encode_page_size(uint32_t page_size) {
   return (uint16_t)((page_size & 0xff00u) | (page_size >> 16));
+}
+
+/* ---- A WAL that nobody has open ---- */
+
+bool vfs_wal_check_begin(struct vfs_wal_check *check, const uint8_t header[VFS_WAL_HEADER_SIZE], uint32_t page_size) {
+  uint32_t magic = get_32(header);
+  *check = (struct vfs_wal_check){.swap = (magic & 1) != is_host_big_endian(), .page_size = page_size};
+  memcpy(check->salt, header + 16, sizeof check->salt);
+  if ((magic & ~1u) != WAL_MAGIC || get_32(header + 4) != WAL_VERSION || get_32(header + 8) != page_size) return false;
+  add_checksum(check->swap, header, 24, check->sum);
+  return check->sum[0] == get_32(header + 24) && check->sum[1] == get_32(header + 28);
+}
+
+bool vfs_wal_check_frame(struct vfs_wal_check *check, const uint8_t *frame, uint32_t *page_number,
+                         uint32_t *commit_pages) {
+  *page_number = get_32(frame);
+  *commit_pages = get_32(frame + 4);
+  if (*page_number == 0 || memcmp(frame + 8, check->salt, sizeof check->salt) != 0) return false;
+  add_checksum(check->swap, frame, 8, check->sum);
+  add_checksum(check->swap, frame + VFS_WAL_FRAME_HEADER_SIZE, check->page_size, check->sum);
+  return check->sum[0] == get_32(frame + 16) && check->sum[1] == get_32(frame + 20);
 }
 
 /* ---- Open, close, begin afresh ---- */
@@ -387,10 +408,6 @@ int vfs_wal_init(struct vfs_wal *wal, uint32_t pages, const uint32_t salt[2], bo
 
 void vfs_wal_set_nonce(struct vfs_wal *wal, uint64_t nonce) {
   __atomic_store_n((uint64_t *)((char *)first_region(wal) + NONCE_OFFSET), nonce, __ATOMIC_RELEASE);
-}
-
-uint64_t vfs_wal_get_nonce(struct vfs_wal *wal) {
-  return __atomic_load_n((uint64_t *)((char *)first_region(wal) + NONCE_OFFSET), __ATOMIC_ACQUIRE);
 }
 
 int vfs_wal_reserve(struct vfs_wal *wal, uint32_t n_frames) {

@@ -62,7 +62,6 @@ int vfs_wal_init(struct vfs_wal *wal, uint32_t pages, const uint32_t salt[2], bo
 
 /* A 64-bit mark in bytes nobody else uses (aLock, offset 120): whether this wal-index is still ours. */
 void vfs_wal_set_nonce(struct vfs_wal *wal, uint64_t nonce);
-uint64_t vfs_wal_get_nonce(struct vfs_wal *wal);
 
 /* The published header, a consistent copy (both copies equal and checksum right, tried again a bounded
 ** number of times: SQLITE_PROTOCOL after that). */
@@ -84,6 +83,22 @@ int64_t vfs_wal_frame_offset(const struct vfs_wal *wal, uint32_t frame);
 int vfs_wal_read_frame(struct vfs_wal *wal, uint32_t frame, void *page);
 /* Content of a page in the state bounded by max_frame: from its frame or the database file (zeros beyond its end). */
 int vfs_wal_read_page(struct vfs_wal *wal, uint32_t page_number, uint32_t max_frame, void *page);
+
+/* ---- A WAL that nobody has open ---- */
+
+/* Whether a copy of the wal-index's header is one. */
+bool vfs_wal_header_is_valid(const struct vfs_wal_header *header);
+/* Goes through its frames in order. */
+struct vfs_wal_check {
+  bool swap;
+  uint8_t salt[8];
+  uint32_t page_size, sum[2];
+};
+/* false: this is no header of a WAL with such pages. */
+bool vfs_wal_check_begin(struct vfs_wal_check *check, const uint8_t header[VFS_WAL_HEADER_SIZE], uint32_t page_size);
+/* The next frame, header and page: false if it is not valid, and then none behind it is. *commit_pages as in the frame. */
+bool vfs_wal_check_frame(struct vfs_wal_check *check, const uint8_t *frame, uint32_t *page_number,
+                         uint32_t *commit_pages);
 
 /* ---- Appending a transaction (holder of WRITE) ---- */
 

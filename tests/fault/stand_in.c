@@ -184,7 +184,9 @@ static void open_database(struct stand_in *node, uint32_t page_size, uint32_t au
 static void start(struct stand_in *node, uint64_t commit_index, uint64_t log_first, const struct vfs_source *snapshot) {
   char text[VFS_TEXT_MAX] = "";
   uint64_t applied = 0;
-  check(vfs_database_start(node->database, commit_index, log_first, snapshot, 0, 0, &applied, text), text);
+  struct vfs_start_options options = {
+      .commit_index = commit_index, .log_first = log_first, .log_last = node->last, .snapshot = snapshot};
+  check(vfs_database_start(node->database, &options, &applied, text), text);
 }
 
 void stand_in_open(struct stand_in *node, uint32_t page_size, uint32_t auto_vacuum, uint32_t timeout_ms) {
@@ -227,7 +229,8 @@ int stand_in_fail_restart(struct stand_in *node) {
   char text[VFS_TEXT_MAX] = "";
   uint64_t applied = 0;
   open_database(node, 0, 0, 20000, &found);
-  int error = vfs_database_start(node->database, node->commit_index, 1, NULL, 0, 0, &applied, text);
+  struct vfs_start_options options = {.commit_index = node->commit_index, .log_first = 1, .log_last = node->last};
+  int error = vfs_database_start(node->database, &options, &applied, text);
   stand_in_kill(node);
   return error;
 }

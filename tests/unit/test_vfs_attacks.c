@@ -410,6 +410,117 @@ static void what_a_killed_plain_program_left_in_the_wal_is_kept_too(void **state
   change_after_a_stop(true);
 }
 
+static bool has_copy(struct stand_in *node) {
+  char path[STAND_IN_PATH_MAX + 16];
+  snprintf(path, sizeof path, "%s.changed-1", node->path);
+  return access(path, F_OK) == 0;
+}
+
+/* Rows 1 to 3, of which the first is checkpointed: a start has to redo the others. */
+static void leave_something_to_redo(struct stand_in *node) {
+  char text[VFS_TEXT_MAX];
+  stand_in_open(node, 4096, 0, LONG_MS);
+  sqlite3 *db = stand_in_connect(node);
+  must(db, "CREATE TABLE t(a); INSERT INTO t VALUES (1)");
+  assert_int_equal(vfs_checkpoint(node->database, text), VFS_OK);
+  must(db, "INSERT INTO t VALUES (2); INSERT INTO t VALUES (3)");
+  sqlite3_close(db);
+}
+
+static void assert_only_ours(struct stand_in *node) {
+  sqlite3 *db = stand_in_connect(node);
+  assert_int_equal(ask(db, "SELECT group_concat(a, '') FROM t"), 123);
+  must(db, "INSERT INTO t VALUES (4)");
+  sqlite3_close(db);
+  stand_in_close(node);
+}
+
+static void change_after_a_kill(const char *sql, bool is_killed, int64_t seen) {
+  struct stand_in node;
+  struct vfs_status status;
+  leave_something_to_redo(&node);
+  stand_in_kill(&node);
+  change_from_outside(&node, sql, is_killed);
+  stand_in_restart(&node);
+  vfs_get_status(node.database, &status);
+  if (seen) {
+    assert_kept_aside(&node, "SELECT group_concat(a, '') FROM t", seen);
+    assert_non_null(strstr(status.notice, "holds what the log does not"));
+    assert_non_null(strstr(status.notice, "app.db.changed-1"));
+  } else {
+    assert_false(has_copy(&node));
+    assert_string_equal(status.notice, "");
+  }
+  assert_only_ours(&node);
+}
+
+static void what_a_plain_program_checkpointed_after_a_kill_is_kept_as_it_left_it(void **state) {
+  (void)state;
+  /* In bytes that the redo writes, too: nothing of it may be in the copy. */
+  change_after_a_kill("UPDATE t SET a = a + 4", false, 567);
+}
+
+static void what_a_plain_program_committed_to_the_wal_after_a_kill_is_kept(void **state) {
+  (void)state;
+  change_after_a_kill("UPDATE t SET a = a + 4", true, 567);
+}
+
+static void a_plain_program_that_only_read_after_a_kill_leaves_nothing_to_keep(void **state) {
+  (void)state;
+  change_after_a_kill("SELECT * FROM t", false, 0);
+  change_after_a_kill("SELECT * FROM t", true, 0);
+}
+
+/* It has the files open since the node lived, so it makes no new wal-index. */
+static void a_program_that_stayed_and_wrote_after_a_kill_is_noticed(void **state) {
+  struct stand_in node;
+  int ready[2], go[2];
+  char byte;
+  (void)state;
+  leave_something_to_redo(&node);
+  assert_true(pipe(ready) == 0 && pipe(go) == 0);
+  pid_t child = fork();
+  assert_true(child >= 0);
+  if (child == 0) {
+    sqlite3 *plain = NULL;
+    sqlite3_open_v2(node.path, &plain, SQLITE_OPEN_READWRITE, "unix");
+    if (run(plain, "SELECT * FROM t") != SQLITE_OK || write(ready[1], "x", 1) != 1) _exit(1);
+    await_byte(go[0]);
+    _exit(run(plain, "UPDATE t SET a = a + 4") == SQLITE_OK ? 0 : 1); /* and dies with it open */
+  }
+  assert_int_equal(read(ready[0], &byte, 1), 1);
+  stand_in_kill(&node);
+  assert_int_equal(write(go[1], "x", 1), 1);
+  int status = 0;
+  assert_int_equal(waitpid(child, &status, 0), child);
+  assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+  for (int i = 0; i < 2; i++) {
+    close(ready[i]);
+    close(go[i]);
+  }
+  stand_in_restart(&node);
+  assert_kept_aside(&node, "SELECT group_concat(a, '') FROM t", 567);
+  assert_only_ours(&node);
+}
+
+static void half_a_transaction_in_a_journal_does_not_come_into_the_database(void **state) {
+  struct stand_in node;
+  char path[STAND_IN_PATH_MAX + 32];
+  (void)state;
+  leave_something_to_redo(&node);
+  stop_in_order(&node);
+  change_from_outside(&node,
+                      "PRAGMA journal_mode=DELETE; PRAGMA cache_size=1; PRAGMA cache_spill=1; BEGIN; CREATE TABLE u(b);"
+                      "INSERT INTO u SELECT randomblob(3000) FROM (WITH RECURSIVE n(i) AS"
+                      "(SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 100) SELECT i FROM n)",
+                      true);
+  snprintf(path, sizeof path, "%s-journal", node.path);
+  assert_int_equal(access(path, F_OK), 0);
+  stand_in_restart(&node);
+  assert_kept_aside(&node, "SELECT group_concat(a, '') FROM t", 123); /* with its journal, which is rolled back there */
+  assert_only_ours(&node);
+}
+
 static void assert_equal_on_follower(struct stand_in *follower, struct stand_in *node) {
   struct vfs_status left, right;
   stand_in_follow(follower, node);
@@ -621,6 +732,11 @@ int main(int argc, char **argv) {
       cmocka_unit_test(a_forked_child_cannot_commit_an_inherited_transaction),
       cmocka_unit_test(what_a_plain_program_wrote_after_a_stop_is_kept_whole),
       cmocka_unit_test(what_a_killed_plain_program_left_in_the_wal_is_kept_too),
+      cmocka_unit_test(what_a_plain_program_checkpointed_after_a_kill_is_kept_as_it_left_it),
+      cmocka_unit_test(what_a_plain_program_committed_to_the_wal_after_a_kill_is_kept),
+      cmocka_unit_test(a_plain_program_that_only_read_after_a_kill_leaves_nothing_to_keep),
+      cmocka_unit_test(a_program_that_stayed_and_wrote_after_a_kill_is_noticed),
+      cmocka_unit_test(half_a_transaction_in_a_journal_does_not_come_into_the_database),
       cmocka_unit_test(parts_that_could_not_be_ended_do_not_stop_later_writers),
       cmocka_unit_test(a_lost_file_is_made_again_though_the_log_ends_amid_a_transaction),
       cmocka_unit_test(nothing_is_applied_behind_the_last_checkpoint_of_a_stop),

@@ -410,7 +410,8 @@ static int open_log(struct node *node, uint64_t snapshot_threshold, struct raft_
                     struct raft_configuration *configuration, char *text) {
   char path[OS_PATH_MAX + 16];
   struct raft_store_found found = {0};
-  struct raft_store_options options = {.segment_bytes = segment_bytes(snapshot_threshold)};
+  struct raft_store_options options = {.segment_bytes = segment_bytes(snapshot_threshold),
+                                       .cache_bytes = NODE_LOG_CACHE_BYTES};
   snprintf(path, sizeof path, "%s/log", node->folder);
   int error = raft_store_open(node->os, path, &node->incarnation, &options, &found, &node->store, text);
   if (error) {

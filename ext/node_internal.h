@@ -45,6 +45,7 @@
 #define NODE_DRIFT_PERMILLE 50             /* a clock may run 5 % faster than another (leases) */
 #define NODE_APPEND_ENTRIES_MAX 1024       /* as the core sends them */
 #define NODE_PENDING_BYTES_MAX (64u << 20) /* appended and not yet durable: writers wait beyond it */
+#define NODE_LOG_CACHE_BYTES (16u << 20)   /* durable and still in memory: for followers within the window */
 #define NODE_EXPORT_FLUSH_BYTES (8u << 20) /* the first state of a cluster goes to the disk in steps of this */
 #define NODE_MESSAGES_MAX 4096             /* that wait for a write; Raft repeats what is dropped beyond it */
 #define NODE_DISK_READS_MAX 64             /* APPENDs that wait for entries from the disk; likewise */
@@ -63,6 +64,9 @@
 #define NODE_VIEW_SLICE (200 * OS_MS)
 #define NODE_SNAPSHOT_RETRY_MIN (OS_SECOND) /* back-off after a snapshot that failed */
 #define NODE_SNAPSHOT_RETRY_MAX (60 * OS_SECOND)
+#define NODE_SNAPSHOT_WAL_MIN (64u << 20)              /* so much may a WAL grow beside a snapshot that yields to all */
+#define NODE_SNAPSHOT_QUIET_MIN (2 * OS_SECOND)        /* and so long may it take, */
+#define NODE_SNAPSHOT_QUIET_SPEED (UINT64_C(16) << 20) /* and a second for each of so many bytes */
 #define NODE_CHUNK_BYTES (256u << 10)   /* of a snapshot, in one message: heartbeats do not wait long behind it */
 #define NODE_TRANSFER_WINDOW (2u << 20) /* of a snapshot, under way to one follower */
 #define NODE_CHUNKS_MAX 16              /* that came and wait to be written */

@@ -25,8 +25,10 @@ struct taking {
   struct snapshot_meta meta;
   struct snapshot_term *terms;
   uint8_t *configuration;
-  uint64_t weight; /* of the log when the view was opened */
-  uint8_t *page;
+  uint64_t weight;     /* of the log when the view was opened */
+  uint64_t began_at;   /* to write pages */
+  uint32_t wal_frames; /* then, of the WAL that was not in the file */
+  bool is_late;
   char *text;
 };
 
@@ -41,6 +43,7 @@ static int error_of_errno(int error) {
   case -ENOMEM: return VFS_NO_MEMORY;
   case -EILSEQ: return VFS_DIFFERS;
   case -EINVAL: return VFS_TOO_LARGE;
+  case -ECANCELED: return VFS_STOPPED;
   default: return VFS_IO;
   }
 }
@@ -108,31 +111,52 @@ static int fail_writer(struct taking *taking, int error) {
   return error_of_errno(error);
 }
 
-static int write_pages(struct taking *taking) {
+/* On the threads of the writer. */
+static int read_pages(void *ctx, uint32_t first, uint32_t n, uint8_t *pages, char *text) {
+  const struct taking *taking = ctx;
+  int code = vfs_view_read(taking->view, first, n, pages);
+  if (code == SQLITE_OK) return 0;
+  snprintf(text, SNAPSHOT_TEXT_MAX, "%s: pages %u to %u cannot be read (SQLite error %d)", taking->node->path, first,
+           first + n - 1, code);
+  return code == SQLITE_NOMEM ? -ENOMEM : -EIO;
+}
+
+/*
+** While the view is open the WAL only grows. So as far as the snapshot is behind what it holds up, or is hardly written at
+** all, it does not yield to the writers any more.
+*/
+static bool is_late(struct taking *taking, uint32_t pages) {
+  struct vfs_status database;
+  uint64_t size = (uint64_t)taking->info.pages * taking->info.page_size;
+  uint64_t written = (uint64_t)pages * taking->info.page_size;
+  uint64_t took = os_now(taking->node->os) - taking->began_at;
+  vfs_get_status(taking->node->database, &database);
+  uint64_t grown = database.wal_frames > taking->wal_frames ? database.wal_frames - taking->wal_frames : 0;
+  bool is_long = grown * taking->info.page_size > NODE_SNAPSHOT_WAL_MIN + written / 2;
+  bool is_slow = took > NODE_SNAPSHOT_QUIET_MIN + written * OS_SECOND / NODE_SNAPSHOT_QUIET_SPEED;
+  return (is_long || is_slow) && written < size;
+}
+
+static enum snapshot_pace pace(void *ctx, uint32_t pages) {
+  struct taking *taking = ctx;
   struct node *node = taking->node;
-  uint32_t pages = taking->info.pages;
-  int error = 0;
-  for (uint32_t i = 1; i <= pages && !error; i++) {
-    if (atomic_load_explicit(&node->snapshots_end, memory_order_relaxed)) return VFS_STOPPED;
-    int code = vfs_view_read(taking->view, i, taking->page);
-    if (code != SQLITE_OK) {
-      node_say(taking->text, "%s: page %u cannot be read (SQLite error %d)", node->path, i, code);
-      return code == SQLITE_NOMEM ? VFS_NO_MEMORY : VFS_IO;
-    }
-    error = snapshot_writer_add(taking->writer, taking->page);
-    atomic_store_explicit(&node->snapshot_permille, (unsigned)((uint64_t)i * 1000 / pages), memory_order_relaxed);
-  }
-  return fail_writer(taking, error);
+  unsigned permille = (unsigned)((uint64_t)pages * 1000 / taking->info.pages);
+  if (atomic_load_explicit(&node->snapshots_end, memory_order_relaxed)) return SNAPSHOT_STOP;
+  atomic_store_explicit(&node->snapshot_permille, permille, memory_order_relaxed);
+  taking->is_late = taking->is_late || is_late(taking, pages);
+  return taking->is_late ? SNAPSHOT_HURRY : SNAPSHOT_QUIET;
 }
 
 static int write_file(struct taking *taking) {
   struct node *node = taking->node;
-  taking->page = malloc(taking->info.page_size);
-  if (!taking->page) return VFS_NO_MEMORY;
+  struct vfs_status database;
+  const struct snapshot_input input = {.read = read_pages, .pace = pace, .ctx = taking};
+  vfs_get_status(node->database, &database);
+  taking->wal_frames = database.wal_frames;
+  taking->began_at = os_now(node->os);
   int error = error_of_errno(
       snapshot_writer_open(node->os, node->snapshots_folder, &taking->meta, &taking->writer, taking->text));
-  if (!error) error = write_pages(taking);
-  if (!error) error = fail_writer(taking, snapshot_writer_finish(taking->writer));
+  if (!error) error = fail_writer(taking, snapshot_writer_write(taking->writer, &input));
   /* The view shows what is committed and durable here, so it may get its name. */
   if (!error) error = fail_writer(taking, snapshot_writer_publish(taking->writer));
   return error;
@@ -184,7 +208,6 @@ static void end_taking(struct taking *taking) {
   vfs_view_close(taking->view);
   free(taking->terms);
   free(taking->configuration);
-  free(taking->page);
 }
 
 /* No lock held. Waits for its turn in slices: a stop does not wait for it. */

@@ -12,6 +12,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -160,6 +161,17 @@ static int real_write(struct os_file *file, const void *bytes, size_t size, uint
 static int real_sync(struct os_file *file) {
   int result = fdatasync(as_real(file)->descriptor);
   while (result < 0 && errno == EINTR) result = fdatasync(as_real(file)->descriptor);
+  return result < 0 ? -errno : 0;
+}
+
+/* Where the kernel or a file system has no such call, the next sync takes longer. */
+static int real_write_back(struct os_file *file, uint64_t offset, uint64_t size, bool wait) {
+  unsigned flags = SYNC_FILE_RANGE_WRITE;
+  if (wait) flags |= SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WAIT_AFTER;
+  int result = sync_file_range(as_real(file)->descriptor, (off_t)offset, (off_t)size, flags);
+  while (result < 0 && errno == EINTR)
+    result = sync_file_range(as_real(file)->descriptor, (off_t)offset, (off_t)size, flags);
+  if (result < 0 && (errno == ENOSYS || errno == EINVAL || errno == EPERM || errno == ESPIPE)) return 0;
   return result < 0 ? -errno : 0;
 }
 
@@ -427,6 +439,13 @@ static int real_thread_start(struct os *os, const char *name, void (*run)(void *
   return 0;
 }
 
+/* Not even for a moment when somebody else wakes up, which no nice value gives. If it is not allowed: as everybody else. */
+static void real_thread_yield_to_all(struct os *os) {
+  const struct sched_param parameters = {.sched_priority = 0};
+  (void)os;
+  (void)sched_setscheduler(0, SCHED_IDLE, &parameters);
+}
+
 static void real_thread_join(struct os_thread *thread) {
   pthread_join(((struct real_thread *)thread)->thread, NULL);
   free(thread);
@@ -463,6 +482,7 @@ struct os *os_real(void) {
       .read = real_read,
       .write = real_write,
       .sync = real_sync,
+      .write_back = real_write_back,
       .truncate = real_truncate,
       .allocate = real_allocate,
       .size = real_size,
@@ -478,6 +498,7 @@ struct os *os_real(void) {
       .list = real_list,
       .thread_start = real_thread_start,
       .thread_join = real_thread_join,
+      .thread_yield_to_all = real_thread_yield_to_all,
       .condition_wait = real_condition_wait,
   };
   static struct os real = {&methods};
@@ -512,6 +533,11 @@ int os_write(struct os_file *file, const void *bytes, size_t size, uint64_t offs
 
 int os_sync(struct os_file *file) {
   return file->os->methods->sync(file);
+}
+
+int os_write_back(struct os_file *file, uint64_t offset, uint64_t size, bool wait) {
+  if (size == 0 || !file->os->methods->write_back) return 0; /* 0 bytes would mean all of it */
+  return file->os->methods->write_back(file, offset, size, wait);
 }
 
 int os_truncate(struct os_file *file, uint64_t size) {
@@ -572,6 +598,10 @@ int os_thread_start(struct os *os, const char *name, void (*run)(void *arg), voi
 
 void os_thread_join(struct os_thread *thread) {
   thread->os->methods->thread_join(thread);
+}
+
+void os_thread_yield_to_all(struct os *os) {
+  if (os->methods->thread_yield_to_all) os->methods->thread_yield_to_all(os);
 }
 
 int os_condition_wait(struct os *os, pthread_cond_t *condition, pthread_mutex_t *mutex, uint64_t deadline) {

@@ -55,6 +55,7 @@ struct os_methods {
   int64_t (*read)(struct os_file *file, void *bytes, size_t size, uint64_t offset);
   int (*write)(struct os_file *file, const void *bytes, size_t size, uint64_t offset);
   int (*sync)(struct os_file *file);
+  int (*write_back)(struct os_file *file, uint64_t offset, uint64_t size, bool wait); /* may be NULL */
   int (*truncate)(struct os_file *file, uint64_t size);
   int (*allocate)(struct os_file *file, uint64_t size);
   int (*size)(struct os_file *file, uint64_t *size);
@@ -70,6 +71,7 @@ struct os_methods {
   int (*list)(struct os *os, const char *path, int (*each)(void *ctx, const char *name), void *ctx);
   int (*thread_start)(struct os *os, const char *name, void (*run)(void *arg), void *arg, struct os_thread **thread);
   void (*thread_join)(struct os_thread *thread);
+  void (*thread_yield_to_all)(struct os *os); /* may be NULL */
   int (*condition_wait)(struct os *os, pthread_cond_t *condition, pthread_mutex_t *mutex, uint64_t deadline);
 };
 
@@ -103,6 +105,11 @@ int64_t os_read(struct os_file *file, void *bytes, size_t size, uint64_t offset)
 int os_write(struct os_file *file, const void *bytes, size_t size, uint64_t offset);
 /* fdatasync. After a failure nothing unsynced in that file may be trusted again. */
 int os_sync(struct os_file *file);
+/*
+** Hands a range to the disk and, if `wait`, waits until it has done with it. Nothing is durable by that: it only keeps a
+** later sync short. An error is one of a sync.
+*/
+int os_write_back(struct os_file *file, uint64_t offset, uint64_t size, bool wait);
 int os_truncate(struct os_file *file, uint64_t size);
 /* Makes the file `size` bytes long, its new part written with zeros and not merely reserved. A longer one stays. */
 int os_allocate(struct os_file *file, uint64_t size);
@@ -135,6 +142,11 @@ int os_list(struct os *os, const char *path, int (*each)(void *ctx, const char *
 int os_thread_start(struct os *os, const char *name, void (*run)(void *arg), void *arg, struct os_thread **thread);
 /* Waits for its end and frees it. */
 void os_thread_join(struct os_thread *thread);
+/*
+** The calling thread gets what no other one on the machine wants of the processors, which may be nothing, for good: so never one
+** that anybody waits for without a limit, or that may hold a lock.
+*/
+void os_thread_yield_to_all(struct os *os);
 
 /*
 ** Waits are pthread mutexes and conditions; the condition is made by os_condition_init so that its

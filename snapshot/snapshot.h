@@ -39,19 +39,36 @@ struct snapshot_meta {
 
 struct snapshot_writer;
 
+enum snapshot_pace {
+  SNAPSHOT_QUIET, /* with what nobody else needs of the processors */
+  SNAPSHOT_HURRY, /* as everybody else, from now on */
+  SNAPSHOT_STOP,
+};
+
+/* What a snapshot is made of. */
+struct snapshot_input {
+  /*
+  ** Pages first … first + n - 1; what the lock-byte page holds is no matter. From several threads at once; negative errno,
+  ** with a sentence.
+  */
+  int (*read)(void *ctx, uint32_t first, uint32_t n, uint8_t *pages, char *text);
+  /* Asked on the calling thread, at every block and every now and then: `pages` of them are written. */
+  enum snapshot_pace (*pace)(void *ctx, uint32_t pages);
+  void *ctx;
+};
+
 /*
 ** Begins `folder`/snapshot.new (an older one there is replaced, so one writer at a time). Nothing of meta is kept.
 ** Negative errno, with a sentence; -EINVAL: no snapshot can hold this meta.
 */
 int snapshot_writer_open(struct os *os, const char *folder, const struct snapshot_meta *meta,
                          struct snapshot_writer **writer, char *text);
-/* The next page, from 1 on; exactly meta.pages of them. The lock-byte page is written as zeros, whatever it holds. */
-int snapshot_writer_add(struct snapshot_writer *writer, const void *page);
 /*
-** Ends the file and syncs it. -EILSEQ if the pages do not give meta.checksum: such a snapshot must not be used. After an
-** error of this or any other call nothing but close works.
+** Writes meta.pages pages and ends the file, synced. Blocks of pages are read and compressed by threads of its own that run in
+** the background, as long as the pace allows it. -EILSEQ if the pages do not give meta.checksum: such a snapshot must not
+** be used; -ECANCELED: the pace said stop. After an error of this or any other call nothing but close works.
 */
-int snapshot_writer_finish(struct snapshot_writer *writer);
+int snapshot_writer_write(struct snapshot_writer *writer, const struct snapshot_input *input);
 /* Renames the finished file into place and syncs the folder. */
 int snapshot_writer_publish(struct snapshot_writer *writer);
 /* Frees; removes the temporary file if it was not published. Accepts NULL. */

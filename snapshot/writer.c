@@ -1,9 +1,9 @@
 /*
-** Writes a snapshot: pages gather in a block, blocks are compressed into a buffer, the buffer goes to the file in
-** pieces of 1 MiB. Memory is one block, one buffer and what LZ4 needs, whatever the size of the database.
+** Writes a snapshot: blocks come compressed from the packer (packer.h), gather in a buffer, and go to the file in pieces of
+** 1 MiB. Memory is that and the packer's, whatever the size of the database.
 **
-** The file is synced every now and then and not only at the end: else the log's next sync, a commit that somebody
-** waits for, may find itself behind gigabytes of this file.
+** The file is handed to the disk while it grows, a step at a time, and never more than two steps of it wait there: else
+** the log's next sync, a commit that somebody waits for, may find itself behind gigabytes of this file.
 */
 #include <assert.h>
 #include <errno.h>
@@ -12,27 +12,31 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "file.h"
+#include <xxhash.h>
+
+#include "../ext/bytes.h"
+#include "packer.h"
 
 #define PIECE_SIZE (1u << 20)
-#define SYNC_BYTES (32u << 20)
+#define STEP_BYTES (4u << 20)
+#define BLOCK_RAW 0x80000000u
+#define BLOCK_OVERHEAD 8u /* its size before it, its checksum behind it */
+#define END_SIZE 8u       /* a size of 0, and the content's checksum */
 
 enum state { WRITING, FINISHED, RENAMED, PUBLISHED };
 
 struct snapshot_writer {
   struct os *os;
   struct os_file *file;
-  LZ4F_cctx *lz4;
-  LZ4F_preferences_t frame;
   enum state state;
   int failed; /* the first error; nothing works after it */
   uint64_t index, checksum_expected, checksum;
-  uint32_t page_size, pages, page; /* `page` was the last one added */
-  uint64_t offset, synced;         /* bytes of the file: written, durable */
-  uint8_t *block;
-  uint32_t block_used;
-  uint8_t *out; /* compressed, not yet written */
-  size_t out_used, out_size;
+  uint32_t page_size, pages;
+  uint64_t offset;                /* bytes of the file that are written */
+  uint64_t handed, handed_before; /* of them, those that the disk has been given, now and a step ago */
+  XXH32_state_t *content;         /* checksum of the frame's content so far */
+  uint8_t *out;                   /* the end of the frame as far as it is known, not yet written */
+  size_t out_used;
   char folder[OS_PATH_MAX], path[OS_PATH_MAX];
   char text[SNAPSHOT_TEXT_MAX];
 };
@@ -49,8 +53,16 @@ static int fail_io(struct snapshot_writer *writer, int error, const char *what) 
 
 static int sync_file(struct snapshot_writer *writer) {
   int error = os_sync(writer->file);
+  return error ? fail_io(writer, error, "sync the snapshot") : 0;
+}
+
+/* Gives the disk what was written since the last step, and waits until it has done with the step before. */
+static int hand_over(struct snapshot_writer *writer) {
+  int error = os_write_back(writer->file, writer->handed, writer->offset - writer->handed, false);
+  if (!error) error = os_write_back(writer->file, writer->handed_before, writer->handed - writer->handed_before, true);
   if (error) return fail_io(writer, error, "sync the snapshot");
-  writer->synced = writer->offset;
+  writer->handed_before = writer->handed;
+  writer->handed = writer->offset;
   return 0;
 }
 
@@ -58,7 +70,7 @@ static int write_bytes(struct snapshot_writer *writer, const void *bytes, size_t
   int error = os_write(writer->file, bytes, size, writer->offset);
   if (error) return fail_io(writer, error, "write the snapshot");
   writer->offset += size;
-  return writer->offset - writer->synced >= SYNC_BYTES ? sync_file(writer) : 0;
+  return writer->offset - writer->handed >= STEP_BYTES ? hand_over(writer) : 0;
 }
 
 /* Writes the full pieces; the rest moves to the front. */
@@ -72,24 +84,33 @@ static int write_pieces(struct snapshot_writer *writer) {
   return 0;
 }
 
-/* What a call of LZ4 has put behind out_used: a size or an error. */
-static int take(struct snapshot_writer *writer, size_t result) {
-  if (LZ4F_isError(result))
-    return writer->failed = snapshot_say(writer->text, -ENOMEM, "%s: LZ4 cannot compress the snapshot: %s",
-                                         writer->path, LZ4F_getErrorName(result));
-  writer->out_used += result;
-  assert(writer->out_used <= writer->out_size);
+static int write_block(struct snapshot_writer *writer, const struct snapshot_packed *packed) {
+  uint8_t *at = writer->out + writer->out_used;
+  bool is_raw = packed->stored_size == packed->content_size;
+  XXH32_update(writer->content, packed->content, packed->content_size);
+  le32_put(at, packed->stored_size | (is_raw ? BLOCK_RAW : 0));
+  memcpy(at + 4, packed->stored, packed->stored_size);
+  le32_put(at + 4 + packed->stored_size, XXH32(packed->stored, packed->stored_size, 0));
+  writer->out_used += packed->stored_size + BLOCK_OVERHEAD;
+  writer->checksum ^= packed->checksum;
   return write_pieces(writer);
 }
 
-static int compress_block(struct snapshot_writer *writer) {
-  size_t result = LZ4F_compressUpdate(writer->lz4, writer->out + writer->out_used, writer->out_size - writer->out_used,
-                                      writer->block, writer->block_used, NULL);
-  writer->block_used = 0;
-  return take(writer, result);
-}
-
 /* ---- Open and close ---- */
+
+/* LZ4's own function makes the header of the frame. */
+static int begin_frame(struct snapshot_writer *writer) {
+  LZ4F_preferences_t frame = snapshot_frame((uint64_t)writer->pages * writer->page_size);
+  LZ4F_cctx *lz4 = NULL;
+  size_t size = LZ4F_createCompressionContext(&lz4, LZ4F_VERSION);
+  if (!LZ4F_isError(size)) size = LZ4F_compressBegin(lz4, writer->out, PIECE_SIZE, &frame);
+  LZ4F_freeCompressionContext(lz4);
+  if (LZ4F_isError(size))
+    return snapshot_say(writer->text, -ENOMEM, "%s: LZ4 cannot begin the snapshot: %s", writer->path,
+                        LZ4F_getErrorName(size));
+  writer->out_used = size;
+  return 0;
+}
 
 static int write_head(struct snapshot_writer *writer, const struct snapshot_meta *meta) {
   uint32_t size = snapshot_head_size(meta);
@@ -98,16 +119,13 @@ static int write_head(struct snapshot_writer *writer, const struct snapshot_meta
   snapshot_head_encode(meta, head);
   int error = write_bytes(writer, head, size);
   free(head);
-  if (error) return error;
-  return take(writer, LZ4F_compressBegin(writer->lz4, writer->out, writer->out_size, &writer->frame));
+  return error ? error : begin_frame(writer);
 }
 
 static int allocate(struct snapshot_writer *writer) {
-  writer->out_size = PIECE_SIZE + LZ4F_HEADER_SIZE_MAX + LZ4F_compressBound(SNAPSHOT_BLOCK_SIZE, &writer->frame);
-  writer->block = malloc(SNAPSHOT_BLOCK_SIZE);
-  writer->out = malloc(writer->out_size);
-  if (writer->block && writer->out && !LZ4F_isError(LZ4F_createCompressionContext(&writer->lz4, LZ4F_VERSION)))
-    return 0;
+  writer->out = malloc(PIECE_SIZE + SNAPSHOT_BLOCK_SIZE + BLOCK_OVERHEAD + END_SIZE);
+  writer->content = XXH32_createState();
+  if (writer->out && writer->content && XXH32_reset(writer->content, 0) == XXH_OK) return 0;
   return snapshot_say(writer->text, -ENOMEM, "%s: no memory for the snapshot", writer->path);
 }
 
@@ -136,7 +154,6 @@ int snapshot_writer_open(struct os *os, const char *folder, const struct snapsho
   made->checksum_expected = meta->checksum;
   made->page_size = meta->page_size;
   made->pages = meta->pages;
-  made->frame = snapshot_frame((uint64_t)meta->pages * meta->page_size);
   error = allocate(made);
   if (error == 0) error = make_file(made);
   if (error == 0) error = write_head(made, meta);
@@ -156,8 +173,7 @@ void snapshot_writer_close(struct snapshot_writer *writer) {
     /* Whether it is gone is no matter: the next writer or start removes it. */
     if (writer->state < RENAMED) os_remove(writer->os, writer->path);
   }
-  LZ4F_freeCompressionContext(writer->lz4);
-  free(writer->block);
+  XXH32_freeState(writer->content);
   free(writer->out);
   free(writer);
 }
@@ -168,36 +184,40 @@ const char *snapshot_writer_error(const struct snapshot_writer *writer) {
 
 /* ---- Pages, and the end ---- */
 
-int snapshot_writer_add(struct snapshot_writer *writer, const void *page) {
-  uint8_t *place = writer->block + writer->block_used;
-  if (writer->failed) return writer->failed;
-  assert(writer->state == WRITING && writer->page < writer->pages);
-  writer->page++;
-  if (writer->page == vfs_lock_page(writer->page_size)) {
-    memset(place, 0, writer->page_size);
-  } else {
-    memcpy(place, page, writer->page_size);
-    writer->checksum ^= vfs_page_hash(writer->page, place, writer->page_size);
+static int write_blocks(struct snapshot_writer *writer, const struct snapshot_input *input) {
+  struct snapshot_packer *packer;
+  struct snapshot_packed packed;
+  int error = snapshot_packer_open(writer->os, input, writer->pages, writer->page_size, &packer);
+  if (error) return writer->failed = snapshot_say(writer->text, error, "%s: no memory for the snapshot", writer->path);
+  int next = snapshot_packer_next(packer, &packed, writer->text);
+  while (next == 1 && !error) {
+    error = write_block(writer, &packed);
+    if (!error) next = snapshot_packer_next(packer, &packed, writer->text);
   }
-  writer->block_used += writer->page_size;
-  return writer->block_used == SNAPSHOT_BLOCK_SIZE ? compress_block(writer) : 0;
+  snapshot_packer_close(packer);
+  if (next < 0) writer->failed = next;
+  return error ? error : next;
 }
 
-int snapshot_writer_finish(struct snapshot_writer *writer) {
-  int error = 0;
+static int end_frame(struct snapshot_writer *writer) {
+  le32_put(writer->out + writer->out_used, 0);
+  le32_put(writer->out + writer->out_used + 4, XXH32_digest(writer->content));
+  writer->out_used += END_SIZE;
+  return write_bytes(writer, writer->out, writer->out_used);
+}
+
+int snapshot_writer_write(struct snapshot_writer *writer, const struct snapshot_input *input) {
   if (writer->failed) return writer->failed;
-  assert(writer->state == WRITING && writer->page == writer->pages);
+  assert(writer->state == WRITING);
+  int error = write_blocks(writer, input);
+  if (error) return error;
   if (writer->checksum != writer->checksum_expected)
     return writer->failed = snapshot_say(
                writer->text, -EILSEQ,
                "%s: not finished at offset %" PRIu64 ": its %" PRIu32 " pages give the checksum %016" PRIx64
                ", the log says %016" PRIx64 ". This node's database differs from the log and has to be rebuilt",
                writer->path, writer->offset, writer->pages, writer->checksum, writer->checksum_expected);
-  if (writer->block_used) error = compress_block(writer);
-  if (error == 0)
-    error = take(writer, LZ4F_compressEnd(writer->lz4, writer->out + writer->out_used,
-                                          writer->out_size - writer->out_used, NULL));
-  if (error == 0 && writer->out_used) error = write_bytes(writer, writer->out, writer->out_used);
+  error = end_frame(writer);
   if (error == 0) error = sync_file(writer);
   if (error == 0) writer->state = FINISHED;
   return error;

@@ -189,8 +189,8 @@ int vfs_checkpoint(struct vfs_database *database, char *text);
 struct vfs_view;
 int vfs_view_open(struct vfs_database *database, uint64_t deadline, struct vfs_view **view, struct vfs_state_info *info,
                   char *text);
-/* Pages from 1 on; the lock-byte page is zeros. SQLite error code. */
-int vfs_view_read(struct vfs_view *view, uint32_t page_number, void *page);
+/* Pages first … first + n - 1, on any thread; the lock-byte page is not defined. SQLite error code. */
+int vfs_view_read(struct vfs_view *view, uint32_t first, uint32_t n, uint8_t *pages);
 void vfs_view_close(struct vfs_view *view);
 
 /*

@@ -67,13 +67,8 @@ int vfs_view_open(struct vfs_database *database, uint64_t deadline, struct vfs_v
   return VFS_OK;
 }
 
-int vfs_view_read(struct vfs_view *view, uint32_t page_number, void *page) {
-  struct vfs_database *database = view->database;
-  if (page_number == vfs_lock_page(database->page_size)) {
-    memset(page, 0, database->page_size);
-    return SQLITE_OK;
-  }
-  return vfs_wal_read_page(database->wal, page_number, view->state.max_frame, page);
+int vfs_view_read(struct vfs_view *view, uint32_t first, uint32_t n, uint8_t *pages) {
+  return vfs_wal_read_pages(view->database->wal, first, n, view->state.max_frame, pages);
 }
 
 void vfs_view_close(struct vfs_view *view) {

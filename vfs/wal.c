@@ -490,6 +490,27 @@ int vfs_wal_read_page(struct vfs_wal *wal, uint32_t page_number, uint32_t max_fr
   return rc == SQLITE_IOERR_SHORT_READ ? SQLITE_OK : rc; /* the base has filled up with zeros */
 }
 
+int vfs_wal_read_pages(struct vfs_wal *wal, uint32_t page_number, uint32_t n, uint32_t max_frame, uint8_t *pages) {
+  uint32_t page_size = wal->page_size, frame = 0, run = 0; /* pages before `at` that are to be read from the file */
+  int rc = SQLITE_OK;
+  for (uint32_t at = 0; at <= n && rc == SQLITE_OK; at++) {
+    if (at < n) rc = find(wal, page_number + at, max_frame, &frame);
+    if (rc == SQLITE_OK && at < n && frame == 0) {
+      run++;
+      continue;
+    }
+    if (rc == SQLITE_OK && run > 0) {
+      int64_t offset = (int64_t)(page_number + at - run - 1) * page_size;
+      rc = wal->database->pMethods->xRead(wal->database, pages + (size_t)(at - run) * page_size, (int)(run * page_size),
+                                          offset);
+      if (rc == SQLITE_IOERR_SHORT_READ) rc = SQLITE_OK; /* the base has filled up with zeros */
+      run = 0;
+    }
+    if (rc == SQLITE_OK && at < n) rc = vfs_wal_read_frame(wal, frame, pages + (size_t)at * page_size);
+  }
+  return rc;
+}
+
 /* ---- Appending ---- */
 
 int vfs_wal_begin(struct vfs_wal *wal, struct vfs_wal_append *append) {

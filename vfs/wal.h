@@ -83,6 +83,8 @@ int64_t vfs_wal_frame_offset(const struct vfs_wal *wal, uint32_t frame);
 int vfs_wal_read_frame(struct vfs_wal *wal, uint32_t frame, void *page);
 /* Content of a page in the state bounded by max_frame: from its frame or the database file (zeros beyond its end). */
 int vfs_wal_read_page(struct vfs_wal *wal, uint32_t page_number, uint32_t max_frame, void *page);
+/* Likewise pages page_number … page_number + n - 1, at once where they lie side by side in the file. */
+int vfs_wal_read_pages(struct vfs_wal *wal, uint32_t page_number, uint32_t n, uint32_t max_frame, uint8_t *pages);
 
 /* ---- A WAL that nobody has open ---- */
 

@@ -106,17 +106,30 @@ static void meta_check(const struct snapshot_meta *meta, const struct snapshot_m
 
 /* ---- Writing and reading a whole one ---- */
 
+static int read_made_pages(void *ctx, uint32_t first, uint32_t n, uint8_t *pages, char *text) {
+  const struct database *database = ctx;
+  (void)text;
+  for (uint32_t i = 0; i < n; i++) page_make(database, first + i, pages + (size_t)i * database->meta.page_size);
+  return 0;
+}
+
+static enum snapshot_pace no_hurry(void *ctx, uint32_t pages) {
+  (void)ctx, (void)pages;
+  return SNAPSHOT_QUIET;
+}
+
+static struct snapshot_input input_of(struct database *database) {
+  return (struct snapshot_input){.read = read_made_pages, .pace = no_hurry, .ctx = database};
+}
+
 static int write_it(struct os *os, const char *folder, const struct database *database, bool publish, char *text) {
-  static uint8_t page[PAGE_MAX];
+  struct database source = *database;
+  struct snapshot_input input = input_of(&source);
   struct snapshot_meta meta = meta_of(database);
   struct snapshot_writer *writer;
   int error = snapshot_writer_open(os, folder, &meta, &writer, text);
   if (error) return error;
-  for (uint32_t i = 1; i <= meta.pages && error == 0; i++) {
-    page_make(database, i, page);
-    error = snapshot_writer_add(writer, page);
-  }
-  if (error == 0) error = snapshot_writer_finish(writer);
+  error = snapshot_writer_write(writer, &input);
   if (error == 0 && publish) error = snapshot_writer_publish(writer);
   if (error) snprintf(text, SNAPSHOT_TEXT_MAX, "%s", snapshot_writer_error(writer));
   snapshot_writer_close(writer);
@@ -227,7 +240,6 @@ static void metadata_may_be_as_large_as_its_limits_and_no_larger(void **state) {
   struct snapshot_writer *writer;
   struct snapshot_reader *reader;
   char text[SNAPSHOT_TEXT_MAX], path[OS_PATH_MAX];
-  static uint8_t page[PAGE_MAX];
   uint8_t *configuration = test_malloc(SNAPSHOT_CONFIGURATION_MAX);
   struct snapshot_term *terms = test_malloc(SNAPSHOT_TERMS_MAX * sizeof *terms);
   for (uint32_t i = 0; i < SNAPSHOT_CONFIGURATION_MAX; i++) configuration[i] = (uint8_t)(i % 251);
@@ -243,11 +255,8 @@ static void metadata_may_be_as_large_as_its_limits_and_no_larger(void **state) {
   assert_non_null(strstr(text, "term starts"));
   meta.n_terms = SNAPSHOT_TERMS_MAX;
   assert_int_equal(snapshot_writer_open(os, FOLDER, &meta, &writer, text), 0);
-  for (uint32_t i = 1; i <= 3; i++) {
-    page_make(&database, i, page);
-    assert_int_equal(snapshot_writer_add(writer, page), 0);
-  }
-  assert_int_equal(snapshot_writer_finish(writer), 0);
+  struct snapshot_input input = input_of(&database);
+  assert_int_equal(snapshot_writer_write(writer, &input), 0);
   assert_int_equal(snapshot_writer_publish(writer), 0);
   snapshot_writer_close(writer);
   snapshot_path(FOLDER, 9, path);
@@ -257,6 +266,14 @@ static void metadata_may_be_as_large_as_its_limits_and_no_larger(void **state) {
   test_free(configuration);
   test_free(terms);
   sim_disk_free(disk);
+}
+
+/* Zeros before the lock-byte page, and from there on something else. */
+static int read_around_lock_page(void *ctx, uint32_t first, uint32_t n, uint8_t *pages, char *text) {
+  uint32_t lock = vfs_lock_page(PAGE_MAX);
+  (void)ctx, (void)text;
+  for (uint32_t i = 0; i < n; i++) memset(pages + (size_t)i * PAGE_MAX, first + i >= lock ? 0xee : 0, PAGE_MAX);
+  return 0;
 }
 
 static void the_lock_byte_page_is_zeros_and_outside_the_checksum(void **state) {
@@ -275,8 +292,8 @@ static void the_lock_byte_page_is_zeros_and_outside_the_checksum(void **state) {
   for (uint32_t i = 1; i <= meta.pages; i++)
     if (i != lock) meta.checksum ^= vfs_page_hash(i, i > lock ? page : zeros, PAGE_MAX);
   assert_int_equal(snapshot_writer_open(os, FOLDER, &meta, &writer, text), 0);
-  for (uint32_t i = 1; i <= meta.pages; i++) assert_int_equal(snapshot_writer_add(writer, i >= lock ? page : zeros), 0);
-  assert_int_equal(snapshot_writer_finish(writer), 0);
+  const struct snapshot_input input = {.read = read_around_lock_page, .pace = no_hurry};
+  assert_int_equal(snapshot_writer_write(writer, &input), 0);
   assert_int_equal(snapshot_writer_publish(writer), 0);
   snapshot_writer_close(writer);
   snapshot_path(FOLDER, 9, path);
@@ -304,6 +321,98 @@ static void pages_that_do_not_give_the_checksum_make_no_snapshot(void **state) {
   assert_int_equal(index, 0);
   assert_false(exists(disk, FOLDER "/snapshot.new"));
   sim_disk_free(disk);
+}
+
+/* ---- Helpers ---- */
+
+/* Pages come as made; a pace changes when so many are written, reading fails from a page on. */
+struct paced {
+  struct database database;
+  uint32_t at, fails_from; /* UINT32_MAX: never */
+  enum snapshot_pace then;
+};
+
+static int read_paced(void *ctx, uint32_t first, uint32_t n, uint8_t *pages, char *text) {
+  struct paced *paced = ctx;
+  if (first + n > paced->fails_from) {
+    snprintf(text, SNAPSHOT_TEXT_MAX, "page %u cannot be read", paced->fails_from);
+    return -EIO;
+  }
+  return read_made_pages(&paced->database, first, n, pages, text);
+}
+
+static enum snapshot_pace pace_of(void *ctx, uint32_t pages) {
+  const struct paced *paced = ctx;
+  return pages >= paced->at ? paced->then : SNAPSHOT_QUIET;
+}
+
+static int write_paced(struct os *os, const char *folder, struct paced *paced, char *text) {
+  struct snapshot_meta meta = meta_of(&paced->database);
+  const struct snapshot_input input = {.read = read_paced, .pace = pace_of, .ctx = paced};
+  struct snapshot_writer *writer;
+  int error = snapshot_writer_open(os, folder, &meta, &writer, text);
+  if (error) return error;
+  error = snapshot_writer_write(writer, &input);
+  if (error == 0) error = snapshot_writer_publish(writer);
+  if (error) snprintf(text, SNAPSHOT_TEXT_MAX, "%s", snapshot_writer_error(writer));
+  snapshot_writer_close(writer);
+  return error;
+}
+
+static void make_folder(char folder[128]) {
+  const char *temporary = getenv("TMPDIR");
+  snprintf(folder, 128, "%.90s/balsa-snapshot-XXXXXX", temporary && *temporary ? temporary : "/tmp");
+  assert_non_null(mkdtemp(folder));
+}
+
+static void a_snapshot_is_the_same_with_helpers_without_and_with_some_that_are_dismissed(void **state) {
+  (void)state;
+  struct sim_disk *disk = disk_make(1); /* it starts no threads */
+  struct paced paced = {.database = database_make(4096, 3000, 9, MIXED), .at = UINT32_MAX, .fails_from = UINT32_MAX};
+  char folder[128], text[SNAPSHOT_TEXT_MAX], path[OS_PATH_MAX];
+  uint64_t size, size_alone;
+  assert_int_equal(write_paced(sim_disk_os(disk), FOLDER, &paced, text), 0);
+  snapshot_path(FOLDER, 9, path);
+  uint8_t *alone = file_get(sim_disk_os(disk), path, &size_alone);
+  make_folder(folder);
+  snapshot_path(folder, 9, path);
+  paced.then = SNAPSHOT_HURRY;
+  for (uint32_t at = 0; at <= 4000; at += 500) {
+    paced.at = at;
+    assert_int_equal(write_paced(os_real(), folder, &paced, text), 0);
+    uint8_t *bytes = file_get(os_real(), path, &size);
+    assert_int_equal(size, size_alone);
+    assert_memory_equal(bytes, alone, size);
+    free(bytes);
+    assert_int_equal(unlink(path), 0);
+  }
+  free(alone);
+  assert_int_equal(rmdir(folder), 0);
+  sim_disk_free(disk);
+}
+
+static void writing_stops_when_the_pace_says_so_and_leaves_nothing_behind(void **state) {
+  (void)state;
+  struct paced paced = {.database = database_make(4096, 3000, 9, MIXED), .fails_from = UINT32_MAX};
+  char folder[128], text[SNAPSHOT_TEXT_MAX];
+  make_folder(folder);
+  paced.then = SNAPSHOT_STOP;
+  for (paced.at = 0; paced.at < 3000; paced.at += 700)
+    assert_int_equal(write_paced(os_real(), folder, &paced, text), -ECANCELED);
+  assert_int_equal(rmdir(folder), 0);
+}
+
+static void a_page_that_cannot_be_read_ends_the_snapshot_with_its_sentence(void **state) {
+  (void)state;
+  struct paced paced = {.database = database_make(4096, 3000, 9, MIXED), .at = UINT32_MAX, .fails_from = 1};
+  char folder[128], text[SNAPSHOT_TEXT_MAX], expected[64];
+  make_folder(folder);
+  for (; paced.fails_from <= 3000; paced.fails_from += 999) {
+    snprintf(expected, sizeof expected, "page %u cannot be read", paced.fails_from);
+    assert_int_equal(write_paced(os_real(), folder, &paced, text), -EIO);
+    assert_string_equal(text, expected);
+  }
+  assert_int_equal(rmdir(folder), 0);
 }
 
 /* ---- lz4 alone ---- */
@@ -369,14 +478,20 @@ static void check_sqlite_file(const char *path) {
   sqlite3_close(db);
 }
 
-static void snapshot_of_file(const char *folder, const uint8_t *bytes, uint64_t size) {
+static int read_bytes(void *ctx, uint32_t first, uint32_t n, uint8_t *pages, char *text) {
+  (void)text;
+  memcpy(pages, (const uint8_t *)ctx + (size_t)(first - 1) * 4096, (size_t)n * 4096);
+  return 0;
+}
+
+static void snapshot_of_file(const char *folder, uint8_t *bytes, uint64_t size) {
   struct snapshot_meta meta = {.index = 7, .term = 1, .page_size = 4096, .pages = (uint32_t)(size / 4096)};
   struct snapshot_writer *writer;
   char text[SNAPSHOT_TEXT_MAX];
   for (uint32_t i = 0; i < meta.pages; i++) meta.checksum ^= vfs_page_hash(i + 1, bytes + (size_t)i * 4096, 4096);
   assert_int_equal(snapshot_writer_open(os_real(), folder, &meta, &writer, text), 0);
-  for (uint32_t i = 0; i < meta.pages; i++) assert_int_equal(snapshot_writer_add(writer, bytes + (size_t)i * 4096), 0);
-  assert_int_equal(snapshot_writer_finish(writer), 0);
+  const struct snapshot_input input = {.read = read_bytes, .pace = no_hurry, .ctx = bytes};
+  assert_int_equal(snapshot_writer_write(writer, &input), 0);
   assert_int_equal(snapshot_writer_publish(writer), 0);
   snapshot_writer_close(writer);
 }
@@ -384,11 +499,9 @@ static void snapshot_of_file(const char *folder, const uint8_t *bytes, uint64_t 
 static void lz4_alone_makes_the_very_database_file_of_a_snapshot(void **state) {
   (void)state;
   char folder[128], database[160], out[160], path[OS_PATH_MAX];
-  const char *temporary = getenv("TMPDIR");
   uint64_t size, stored_size, out_size;
   size_t decoded;
-  snprintf(folder, sizeof folder, "%.90s/balsa-snapshot-XXXXXX", temporary && *temporary ? temporary : "/tmp");
-  assert_non_null(mkdtemp(folder));
+  make_folder(folder);
   snprintf(database, sizeof database, "%s/a.db", folder);
   snprintf(out, sizeof out, "%s/out.db", folder);
   make_sqlite_file(database);
@@ -1177,6 +1290,9 @@ int main(void) {
       cmocka_unit_test(metadata_may_be_as_large_as_its_limits_and_no_larger),
       cmocka_unit_test(the_lock_byte_page_is_zeros_and_outside_the_checksum),
       cmocka_unit_test(pages_that_do_not_give_the_checksum_make_no_snapshot),
+      cmocka_unit_test(a_snapshot_is_the_same_with_helpers_without_and_with_some_that_are_dismissed),
+      cmocka_unit_test(writing_stops_when_the_pace_says_so_and_leaves_nothing_behind),
+      cmocka_unit_test(a_page_that_cannot_be_read_ends_the_snapshot_with_its_sentence),
       cmocka_unit_test(lz4_alone_makes_the_very_database_file_of_a_snapshot),
       cmocka_unit_test(a_flipped_bit_anywhere_is_refused_with_file_and_offset),
       cmocka_unit_test(every_bit_of_the_frames_and_block_headers_is_held_against_what_is_written),

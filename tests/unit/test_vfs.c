@@ -727,7 +727,7 @@ static int next_page(void *ctx, void *page, char *text) {
     snprintf(text, VFS_TEXT_MAX, "no page %u", pages->next);
     return -1;
   }
-  return vfs_view_read(pages->view, pages->next, page);
+  return vfs_view_read(pages->view, pages->next, 1, page);
 }
 
 static void open_source(struct stand_in *node, struct vfs_source *source, struct view_pages *pages) {

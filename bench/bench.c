@@ -13,7 +13,7 @@
 #include "bench.h"
 
 static const char help[] =
-    "Usage: bench commits|log|readers|run|snapshot|endless|restart [options]\n"
+    "Usage: bench commits|log|readers|run|snapshot|endless|restart|failover|transfer [options]\n"
     "  commits   commits per second: plain SQLite, Balsa with one node and with three\n"
     "  log       bytes in the log per insert\n"
     "  readers   reads beside writers, and on a follower that applies\n"
@@ -21,6 +21,8 @@ static const char help[] =
     "  snapshot  a snapshot of a database of --size beside writers; an empty follower catches up\n"
     "  endless   updates for --seconds: disk, memory, stalls\n"
     "  restart   SIGKILL with --size of log to redo; from exec to the first read and write\n"
+    "  failover  time from the leader's SIGKILL to the next acknowledged commit, --rounds times\n"
+    "  transfer  longest pause of all writers in a hand-over of leadership, --rounds times\n"
     "Options, with what `commits` takes by itself:\n"
     "  --variants plain,one,three   also queued: plain SQLite, whose application queues its writers\n"
     "  --tables random,rowid        also index, update: see README.md\n"
@@ -29,6 +31,7 @@ static const char help[] =
     "  --runs 3  --seconds 3  --warm-up 0.3\n"
     "  --rows 10000                 in the table before\n"
     "  --commits 5000               how many (log, run)\n"
+    "  --rounds 100                 how many (failover, transfer)\n"
     "  --busy-timeout 10000         of writers, in ms\n"
     "  --size 1024                  of the database (snapshot) or of the log (restart: 64), in MiB\n"
     "  --cuts 5                     of the connection while a follower catches up (snapshot)\n"
@@ -50,6 +53,8 @@ static const struct {
     {"snapshot", bench_snapshot, "one,three", "rowid", "4", 3, 10000, 5000, 1024},
     {"endless", bench_endless, "three", "update", "16", 1, 100000, 600000, 0},
     {"restart", bench_restart, "one", "update", "16", 3, 500000, 0, 64},
+    {"failover", bench_failover, "three", "rowid", "8", 1, 10000, 0, 0},
+    {"transfer", bench_transfer, "three", "rowid", "8", 1, 10000, 0, 0},
 };
 
 /* The values of a list, each by `find`. */
@@ -132,6 +137,7 @@ enum {
   WARM_UP,
   ROWS,
   COMMITS,
+  ROUNDS,
   BUSY_TIMEOUT,
   SIZE,
   CUTS,
@@ -151,6 +157,7 @@ static const struct option long_options[] = {
     {"warm-up", required_argument, NULL, WARM_UP},
     {"rows", required_argument, NULL, ROWS},
     {"commits", required_argument, NULL, COMMITS},
+    {"rounds", required_argument, NULL, ROUNDS},
     {"busy-timeout", required_argument, NULL, BUSY_TIMEOUT},
     {"size", required_argument, NULL, SIZE},
     {"cuts", required_argument, NULL, CUTS},
@@ -173,6 +180,7 @@ static void set_option(struct options *options, const char **dir, int option) {
   case WARM_UP: options->warm_up_ms = parse_seconds("warm-up", optarg); break;
   case ROWS: options->rows = parse_number("rows", optarg, 1, 10000000); break;
   case COMMITS: options->commits = parse_number("commits", optarg, 1, 1000000); break;
+  case ROUNDS: options->rounds = parse_number("rounds", optarg, 1, BENCH_ROUNDS_MAX); break;
   case BUSY_TIMEOUT: options->busy_timeout_ms = parse_number("busy-timeout", optarg, 0, 60000); break;
   case SIZE: options->bytes = (uint64_t)parse_number("size", optarg, 1, 1 << 20) << 20; break;
   case CUTS: options->cuts = parse_number("cuts", optarg, 0, 100); break;
@@ -205,6 +213,7 @@ int main(int argc, char **argv) {
       .parameters = "",
       .readers = 4,
       .commits = 5000,
+      .rounds = 100,
       .busy_timeout_ms = 10000,
       .warm_up_ms = 300,
       .cuts = 5,

@@ -6,11 +6,13 @@
 **   child.c      a process that opens a database and does what it is told through a pipe
 **   cluster.c    starting and stopping such processes; a cluster of them
 **   load.c       writers and readers inside such a process
+**   patrol.c     writers in every node's process, which go on until they are told to stop
 **   histogram.c  latencies
 **   watch.c      memory and disk that a child uses, looked at from outside
 **   relay.c      a TCP connection that is cut now and then
 **   files.c      copies, and whether a snapshot is the database
-**   commits.c  log_bytes.c  readers.c  run.c  snapshot.c  endless.c  restart.c    the benchmarks
+**   commits.c  log_bytes.c  readers.c  run.c  snapshot.c  endless.c  restart.c
+**   succession.c    the benchmarks
 */
 #ifndef BALSA_BENCH_H
 #define BALSA_BENCH_H
@@ -26,6 +28,7 @@
 #define BENCH_NODES_MAX 3
 #define BENCH_LIST_MAX 8
 #define BENCH_RUNS_MAX 99
+#define BENCH_ROUNDS_MAX 1000
 #define BENCH_ROW_BYTES 100
 #define BENCH_KEY_BYTES 16
 #define BENCH_MS UINT64_C(1000000) /* in ns */
@@ -64,7 +67,19 @@ enum operation {
   OP_SNAPSHOT, /* takes one */
   OP_FIRST,    /* a read, and a write as soon as that works */
   OP_HOLD,     /* begins a read transaction and keeps it */
+  OP_PATROL,   /* writers begin, and go on until the end of the process or OP_DISMISS */
+  OP_GAPS,     /* times without an acknowledged commit of theirs that reach beyond since_ns */
+  OP_DISMISS,  /* they end */
+  OP_TRANSFER, /* SELECT balsa_transfer() */
   OP_QUIT
+};
+
+#define BENCH_GAPS_MAX 32
+#define BENCH_GAP_NS_MIN (1 * BENCH_MS) /* shorter ones do not count */
+
+/* A time in which nothing was acknowledged; CLOCK_MONOTONIC. */
+struct gap {
+  uint64_t from_ns, to_ns; /* to: 0 while it lasts */
 };
 
 struct request {
@@ -81,6 +96,7 @@ struct request {
   uint64_t log_bytes;       /* LOAD: goes on until the log is this long, run_ms at most */
   /* LOAD: after run_ms a snapshot is taken, and when it is there everybody goes on for run_ms */
   bool has_snapshot;
+  uint64_t since_ns; /* GAPS */
 };
 
 /* What a load does in its time that counts: before, during and after a snapshot if it has one, else only before. */
@@ -117,6 +133,10 @@ struct reply {
   uint64_t snapshot_index;
   /* FIRST: now_ns() when it was done */
   uint64_t read_at, write_at;
+  /* GAPS, DISMISS */
+  struct gap gaps[BENCH_GAPS_MAX]; /* in order, the last ones */
+  uint32_t n_gaps;
+  uint64_t waited_ns; /* GAPS: the longest statement since the last time, whatever became of it */
 };
 
 /* The child's side: never returns before its input ends or it is told to quit. Exit code. */
@@ -125,6 +145,12 @@ int child_main(bool is_plain, const char *uri);
 double process_cpu_us(void);
 /* Runs the load of `request` in this process. */
 void load_run(const char *uri, const struct request *request, struct reply *reply);
+
+/* Writers that go where the leader is: those of a node that does not lead only try now and then. */
+void patrol_begin(const char *uri, const struct request *request, struct reply *reply);
+void patrol_gaps(uint64_t since_ns, struct reply *reply);
+/* Fills acknowledged, and writes.errors and its first: what failed otherwise than because another node leads, or none. */
+void patrol_end(struct reply *reply);
 
 /* ---- The parent's side. Everything here ends the program with a sentence if it fails. ---- */
 
@@ -146,7 +172,7 @@ struct options {
   size_t n_variants;
   uint32_t writers[BENCH_LIST_MAX];
   size_t n_writers;
-  uint32_t readers, rows, runs, commits, busy_timeout_ms, cuts;
+  uint32_t readers, rows, runs, commits, rounds, busy_timeout_ms, cuts;
   uint64_t bytes; /* of the database (snapshot), of the log (restart) */
   uint64_t run_ms, warm_up_ms;
   bool is_json;
@@ -272,5 +298,7 @@ void bench_run(const struct options *options);
 void bench_snapshot(const struct options *options);
 void bench_endless(const struct options *options);
 void bench_restart(const struct options *options);
+void bench_failover(const struct options *options);
+void bench_transfer(const struct options *options);
 
 #endif

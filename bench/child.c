@@ -191,6 +191,15 @@ static bool answer(const struct reply *reply) {
   return true;
 }
 
+static void transfer(sqlite3 *db, struct reply *reply) {
+  sqlite3_stmt *statement = NULL;
+  int code = sqlite3_prepare_v2(db, "SELECT balsa_transfer()", -1, &statement, NULL);
+  if (code == SQLITE_OK) code = sqlite3_step(statement);
+  reply->is_ok = code == SQLITE_ROW;
+  if (!reply->is_ok) snprintf(reply->text, sizeof reply->text, "%s", sqlite3_errmsg(db));
+  sqlite3_finalize(statement);
+}
+
 int child_main(bool is_plain, const char *uri) {
   static struct request request;
   static struct reply reply;
@@ -209,6 +218,13 @@ int child_main(bool is_plain, const char *uri) {
       case OP_SNAPSHOT: snapshot(db, &reply); break;
       case OP_FIRST: first(db, &reply); break;
       case OP_HOLD: reply.is_ok = run_sql(db, "BEGIN; SELECT * FROM t LIMIT 1", &reply); break;
+      case OP_PATROL: patrol_begin(uri, &request, &reply); break;
+      case OP_GAPS: patrol_gaps(request.since_ns, &reply); break;
+      case OP_DISMISS:
+        patrol_end(&reply);
+        count_rows(db, &reply);
+        break;
+      case OP_TRANSFER: transfer(db, &reply); break;
       case OP_QUIT: reply.is_ok = is_plain || balsa_stop(db, NULL) == SQLITE_OK; break;
       }
     }

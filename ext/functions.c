@@ -6,6 +6,7 @@
 **   balsa_last_commit()        the token of the connection's last COMMIT, known or not; NULL before the first
 **   balsa_outcome(token)       'committed', 'lost' or 'pending'
 **   balsa_snapshot([schema])   takes a snapshot of what is committed now; its index
+**   balsa_transfer([node])     hands leadership over, to the most up to date if none is named; who leads then
 **   balsa_stop([schema])       stops the node in order
 **
 ** A token is "term.index.cluster": what it was proposed as, and the cluster's id in hex.
@@ -40,6 +41,24 @@ static void result_text(sqlite3_context *context, const char *text) {
     sqlite3_result_text(context, text, -1, SQLITE_TRANSIENT);
   else
     sqlite3_result_null(context);
+}
+
+/* A statement of the caller's own write transaction cannot wait for the end of it. */
+static bool refuse_writer(sqlite3_context *context, struct vfs_connection *connection, const char *function) {
+  char text[VFS_TEXT_MAX];
+  if (!vfs_connection_is_writing(connection)) return false;
+  snprintf(text, sizeof text,
+           "%s: this connection has a write transaction open and would wait for itself: end it first", function);
+  sqlite3_result_error(context, text, -1);
+  return true;
+}
+
+static void result_failure(sqlite3_context *context, const char *function, int error, const char *why) {
+  char text[VFS_TEXT_MAX + 32];
+  snprintf(text, sizeof text, "%s: %s", function, why[0] ? why : "it failed");
+  sqlite3_result_error(context, text, -1);
+  if (error == VFS_BUSY || error == VFS_NOBODY) sqlite3_result_error_code(context, SQLITE_BUSY);
+  if (error == VFS_NO_SPACE) sqlite3_result_error_code(context, SQLITE_FULL);
 }
 
 /* What has changed since, or where to write instead. */
@@ -90,12 +109,7 @@ static void function_wait(sqlite3_context *context, int n, sqlite3_value **argum
     return;
   }
   if (n > 1 && !milliseconds(context, arguments[1], &ms)) return;
-  if (vfs_connection_is_writing(connection)) {
-    sqlite3_result_error(
-        context, "balsa_wait: this connection has a write transaction open and would wait for itself: end it first",
-        -1);
-    return;
-  }
+  if (refuse_writer(context, connection, "balsa_wait")) return;
   uint64_t index = (uint64_t)sqlite3_value_int64(arguments[0]);
   int error = node_wait_applied(node, index, node_now(node) + ms * OS_MS);
   struct node_status status;
@@ -171,25 +185,16 @@ static void function_outcome(sqlite3_context *context, int n, sqlite3_value **ar
 static void function_snapshot(sqlite3_context *context, int n, sqlite3_value **arguments) {
   const char *schema = n > 0 ? (const char *)sqlite3_value_text(arguments[0]) : NULL;
   struct vfs_connection *connection = connection_of(context, schema);
-  char why[VFS_TEXT_MAX] = "", text[VFS_TEXT_MAX + 32];
+  char why[VFS_TEXT_MAX] = "";
   uint64_t index = 0;
   if (!connection) return;
-  if (vfs_connection_is_writing(connection)) {
-    sqlite3_result_error(context,
-                         "balsa_snapshot: this connection has a write transaction open and would wait for itself: end "
-                         "it first",
-                         -1);
-    return;
-  }
+  if (refuse_writer(context, connection, "balsa_snapshot")) return;
   int error = node_take_snapshot(node_of_connection(connection), &index, why);
   if (error == VFS_OK) {
     sqlite3_result_int64(context, (sqlite3_int64)index);
     return;
   }
-  snprintf(text, sizeof text, "balsa_snapshot: %s", why);
-  sqlite3_result_error(context, text, -1);
-  if (error == VFS_BUSY) sqlite3_result_error_code(context, SQLITE_BUSY);
-  if (error == VFS_NO_SPACE) sqlite3_result_error_code(context, SQLITE_FULL);
+  result_failure(context, "balsa_snapshot", error, why);
 }
 
 static void function_stop(sqlite3_context *context, int n, sqlite3_value **arguments) {
@@ -205,6 +210,28 @@ static void function_stop(sqlite3_context *context, int n, sqlite3_value **argum
   sqlite3_result_int(context, 1);
 }
 
+static void function_transfer(sqlite3_context *context, int n, sqlite3_value **arguments) {
+  struct vfs_connection *connection = connection_of(context, NULL);
+  char why[VFS_TEXT_MAX] = "";
+  uint64_t to = 0, leader = 0;
+  if (!connection || refuse_writer(context, connection, "balsa_transfer")) return;
+  if (n > 0 && sqlite3_value_type(arguments[0]) != SQLITE_NULL) {
+    bool is_number = sqlite3_value_numeric_type(arguments[0]) == SQLITE_INTEGER &&
+                     sqlite3_value_int64(arguments[0]) > 0;
+    if (!is_number) {
+      sqlite3_result_error(context, "balsa_transfer: the argument must be the number of a node", -1);
+      return;
+    }
+    to = (uint64_t)sqlite3_value_int64(arguments[0]);
+  }
+  uint64_t deadline = node_now(node_of_connection(connection)) + vfs_connection_timeout_ms(connection) * OS_MS;
+  int error = node_succession(node_of_connection(connection), to, deadline, &leader, why);
+  if (error)
+    result_failure(context, "balsa_transfer", error, why);
+  else
+    sqlite3_result_int64(context, (sqlite3_int64)leader);
+}
+
 int balsa_functions_register(sqlite3 *db) {
   static const struct {
     const char *name;
@@ -218,6 +245,8 @@ int balsa_functions_register(sqlite3 *db) {
       {"balsa_outcome", 1, 0, function_outcome},
       {"balsa_snapshot", 0, SQLITE_DIRECTONLY, function_snapshot},
       {"balsa_snapshot", 1, SQLITE_DIRECTONLY, function_snapshot},
+      {"balsa_transfer", 0, SQLITE_DIRECTONLY, function_transfer},
+      {"balsa_transfer", 1, SQLITE_DIRECTONLY, function_transfer},
       {"balsa_stop", 0, SQLITE_DIRECTONLY, function_stop},
       {"balsa_stop", 1, SQLITE_DIRECTONLY, function_stop},
   };

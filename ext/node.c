@@ -762,6 +762,7 @@ static void finish(struct node *node) {
 static void stop(struct node *node, uint64_t deadline) {
   node->life = NODE_STOPPING;
   pthread_mutex_unlock(&registry_mutex);
+  node_retire(node, deadline);
   node_end_snapshots(node);
   vfs_database_stop(node->database, deadline);
   shut_down(node);

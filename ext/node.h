@@ -40,7 +40,8 @@ int node_library_init(void);
 struct node *node_of_connection(struct vfs_connection *connection);
 
 /*
-** Stops in order: connections get errors from now on, the log is flushed, peers are told goodbye.
+** Stops in order: leadership goes to another node, connections get errors from now on, the log is flushed, peers are
+** told goodbye.
 ** Does nothing if it has stopped already. Not from a thread of the node.
 */
 void node_stop(struct node *node, uint64_t deadline);
@@ -89,6 +90,13 @@ int node_wait_applied(struct node *node, uint64_t index, uint64_t deadline);
 ** sentence: it does not get on; other errors likewise.
 */
 int node_take_snapshot(struct node *node, uint64_t *index, char *text);
+/*
+** Hands leadership over to node `to` (0: the most up to date one), if this node has it; *leader: who leads then. Writers pause.
+** VFS_OK also when `to` leads already; VFS_NOT_HERE: another node leads; VFS_NOBODY; VFS_BUSY: try again; VFS_REFUSED;
+** VFS_STOPPED. All with a sentence. Waits until `deadline` for an open write transaction and for `to` to catch up; the hand-over
+** itself takes an election time-out at most. Not inside a write transaction of the caller.
+*/
+int node_succession(struct node *node, uint64_t to, uint64_t deadline, uint64_t *leader, char *text);
 /* What became of (term, index). */
 enum raft_fate node_outcome(struct node *node, uint64_t term, uint64_t index);
 /* All zero while forming. */

@@ -12,6 +12,7 @@
 **   node_restore.c   a snapshot becomes the database
 **   node_transfer.c  the transfer thread: snapshots to followers, and from the leader
 **   node_request.c   commands to the leader, from any node
+**   node_succession.c  handing leadership over, on request and at a stop
 **   node_status.c  looking in
 **
 ** Threads: the transport's loop (messages, ticks), the log thread (flushes that no committing thread leads,
@@ -75,6 +76,10 @@
 #define NODE_REQUEST_PAUSE (20 * OS_MS) /* before a command is sent again */
 #define NODE_REQUEST_PATIENCE OS_SECOND /* without an answer it is sent again */
 #define NODE_WHY_MAX 320                /* bytes of a sentence: what a command waits for */
+#define NODE_SUCCESSOR_LAG_MAX 1024     /* entries: who is further behind would make writers wait for it */
+#define NODE_SUCCESSOR_SLICE (5 * OS_MS)
+#define NODE_STOP_HAND_OVER_MAX (800 * OS_MS) /* of a stop in order, to hand leadership over */
+#define NODE_STOP_TICKET_MAX (100 * OS_MS)    /* of that, for an open write transaction to end */
 
 /* Someone who waits for an index: to be committed, applied, or durable. On the waiting thread's stack. */
 enum node_signal { NODE_WAIT, NODE_LEAD, NODE_DECIDED };
@@ -256,6 +261,10 @@ struct node {
   const uint8_t **payloads;
   size_t receive_capacity;
 
+  /* Handing leadership over. */
+  bool succession;       /* somebody is at it: one at a time */
+  uint64_t hand_over_to; /* the core's: it takes no proposals meanwhile; 0: no hand-over */
+
   /* Writing. */
   uint64_t epoch;         /* the term in which this node may write now; 0: it may not */
   bool compensation_owed; /* an epoch has ended and its speculation is not taken back yet */
@@ -397,6 +406,11 @@ void node_answer_reads(struct node *node, const struct raft_read_answer *answers
 int node_entry_from_set(struct node *node, const struct vfs_change_set *set, struct raft_entry *entry);
 /* An entry of the log as vfs/ sees it; takes over the reference of the payload. */
 void node_log_entry(const struct raft_entry *entry, struct vfs_log_entry *log_entry);
+
+/* ---- node_succession.c ---- */
+
+/* No lock held. Before a stop in order: hands over if this node leads and somebody can take over. */
+void node_retire(struct node *node, uint64_t deadline);
 
 /* ---- node_apply.c ---- */
 

@@ -167,6 +167,10 @@ static void carry_out(struct node *node, const struct raft_work *work, const str
   if (work->persist != 0) node_queue_write(node, work, entries, n_entries);
   send_messages(node, work);
   if (work->role_changed) change_role(node, work);
+  if (work->hand_over_to != node->hand_over_to) {
+    node->hand_over_to = work->hand_over_to;
+    pthread_cond_broadcast(&node->epoch_condition);
+  }
   if (work->commit_index > node->commit_index) change_commit(node, work->commit_index);
   if (work->n_reads > 0) node_answer_reads(node, work->reads, work->n_reads);
   if (work->configuration_changed) node_configuration_changed(node);

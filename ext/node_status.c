@@ -76,6 +76,8 @@ static void describe_state(const struct node *node, char state[VFS_TEXT_MAX]) {
              node->refused_text);
   else if (node->blocked[0])
     snprintf(state, VFS_TEXT_MAX, "%s", node->blocked);
+  else if (node->hand_over_to != 0)
+    snprintf(state, VFS_TEXT_MAX, "handing over to node %" PRIu64, node->hand_over_to);
   else if (is_ready)
     snprintf(state, VFS_TEXT_MAX, "ready");
   else if (node->leader == 0)

@@ -156,7 +156,7 @@ static int acquire(void *ctx, uint64_t deadline, uint64_t *epoch) {
   for (;;) {
     if (node->stopping)
       error = VFS_STOPPED;
-    else if (node->epoch != 0)
+    else if (node->epoch != 0 && node->hand_over_to == 0)
       break;
     else if (node->leader != 0 && node->leader != node->id)
       error = VFS_NOT_HERE;
@@ -243,11 +243,13 @@ static int propose_entry(struct node *node, uint64_t epoch, struct raft_entry *e
     int error = wait_for_room(node, epoch, deadline);
     if (error) return error;
     error = raft_propose(node->raft, os_now(node->os), epoch, entry->type, raft_entry_size(entry), &entry->index);
-    if (error != RAFT_FULL) {
-      if (error) return error_of_raft(error);
-      break;
-    }
+    if (error == RAFT_OK) break;
+    if (error != RAFT_FULL && error != RAFT_PENDING) return error_of_raft(error);
     if (os_now(node->os) >= deadline) return VFS_BUSY;
+    if (error == RAFT_PENDING) { /* leadership is being handed over: it ends, or that is given up */
+      os_condition_wait(node->os, &node->epoch_condition, &node->mutex, deadline);
+      continue;
+    }
     wait_in(node, &node->applied_waiters, epoch, node->applied_index + 1, deadline);
     pthread_mutex_lock(&node->mutex);
   }

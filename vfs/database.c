@@ -53,6 +53,7 @@ const char *vfs_error_text(int error) {
   case VFS_DAMAGED: return "a change set or a file makes no sense";
   case VFS_BUSY: return "a reader or writer is in the way";
   case VFS_TOO_LARGE: return "it is too large";
+  case VFS_REFUSED: return "that cannot be done";
   default: return "unknown error";
   }
 }
@@ -79,6 +80,16 @@ void vfs_set_notice(struct vfs_database *database, const char *format, ...) {
 bool vfs_database_take(struct vfs_database *database, const void *holder, enum vfs_ticket_place place,
                        uint64_t deadline) {
   return vfs_ticket_take(&database->ticket, holder, place, deadline);
+}
+
+static const char pause_holder[] = "pause"; /* its address counts */
+
+int vfs_pause(struct vfs_database *database, uint64_t deadline) {
+  return vfs_database_take(database, pause_holder, VFS_TICKET_FRONT, deadline) ? VFS_OK : VFS_BUSY;
+}
+
+void vfs_resume(struct vfs_database *database) {
+  vfs_ticket_give(&database->ticket, pause_holder);
 }
 
 int vfs_write_marks(struct vfs_database *database, const struct vfs_marks *marks) {

@@ -34,6 +34,7 @@ enum vfs_error {
   VFS_DAMAGED = -8,  /* a change set or a file makes no sense */
   VFS_BUSY = -9,     /* somebody holds what is needed; try again */
   VFS_TOO_LARGE = -10,
+  VFS_REFUSED = -11, /* what was asked for cannot be; a sentence says why */
 };
 
 /*
@@ -177,6 +178,12 @@ int vfs_compensate(struct vfs_database *database, uint64_t commit_index, bool (*
                    uint64_t *applied);
 /* The next committed entry (and locally durable), in order, on the apply thread. text as for all. */
 int vfs_apply(struct vfs_database *database, const struct vfs_log_entry *entry, char *text);
+/*
+** Between the two nobody begins a write transaction: waits at most until `deadline` for the open one to end (VFS_BUSY). Who
+** comes meanwhile queues, and goes on afterwards. Once at a time; not for long; resume before vfs_compensate is due.
+*/
+int vfs_pause(struct vfs_database *database, uint64_t deadline);
+void vfs_resume(struct vfs_database *database);
 /* On a thread of its own or the apply thread. VFS_BUSY: a reader or writer was in the way, try again later. */
 int vfs_checkpoint(struct vfs_database *database, char *text);
 

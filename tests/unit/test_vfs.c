@@ -685,6 +685,28 @@ static void a_large_transaction_goes_in_parts(void **state) {
   stand_in_close(&follower);
 }
 
+static void a_pause_waits_for_the_open_transaction_and_holds_the_next_one(void **state) {
+  (void)state;
+  struct stand_in node;
+  struct writer writer = {0};
+  stand_in_open(&node, 4096, 0, LONG_MS);
+  sqlite3 *db = stand_in_connect(&node);
+  must(db, "CREATE TABLE t(a)");
+  must(db, "BEGIN IMMEDIATE; INSERT INTO t VALUES (1)");
+  assert_int_equal(vfs_pause(node.database, os_now(os_real()) + 10 * OS_MS), VFS_BUSY);
+  must(db, "COMMIT");
+  assert_int_equal(vfs_pause(node.database, OS_FOREVER), VFS_OK);
+  writer_start(&writer, &node, "INSERT INTO t VALUES (2)");
+  stand_in_pause(20); /* it has every chance to get past */
+  assert_int_equal(ask(db, "SELECT count(*) FROM t"), 1);
+  vfs_resume(node.database);
+  assert_int_equal(writer_join(&writer), SQLITE_OK);
+  assert_int_equal(ask(db, "SELECT count(*) FROM t"), 2);
+  sqlite3_close(writer.db);
+  sqlite3_close(db);
+  stand_in_close(&node);
+}
+
 static void a_file_that_a_plain_program_changed_is_made_again_from_the_log(void **state) {
   (void)state;
   struct stand_in node;
@@ -889,6 +911,7 @@ int main(void) {
       cmocka_unit_test(the_wal_index_stays_small_when_sqlite_restarts_a_large_wal),
       cmocka_unit_test(a_token_stays_until_another_transaction_is_sent_or_lost),
       cmocka_unit_test(a_large_transaction_goes_in_parts),
+      cmocka_unit_test(a_pause_waits_for_the_open_transaction_and_holds_the_next_one),
       cmocka_unit_test(a_file_that_a_plain_program_changed_is_made_again_from_the_log),
       cmocka_unit_test(a_view_keeps_its_state_while_writers_and_checkpoints_go_on),
       cmocka_unit_test(an_install_that_fails_changes_nothing_and_one_over_other_content_leaves_the_same),

@@ -152,7 +152,11 @@ static int make_folder(struct node *node, char *text) {
   return SQLITE_OK;
 }
 
-static int open_database(struct node *node, uint32_t commit_timeout_ms, struct vfs_found *found, char *text) {
+/* Its options are not settled before it is known whether the node is fresh: `given` over `kept` here. */
+static int open_database(struct node *node, const struct options *kept, const struct options *given,
+                         struct vfs_found *found, char *text) {
+  struct options merged = *kept;
+  options_merge(&merged, given);
   struct vfs_database_options options = {
       .os = node->os,
       .base = machine.base,
@@ -160,8 +164,8 @@ static int open_database(struct node *node, uint32_t commit_timeout_ms, struct v
       .folder = node->folder,
       .methods = &node_vfs_methods,
       .node = node,
-      .commit_timeout_ms = commit_timeout_ms,
-      .checkpoint_frames = machine.checkpoint_frames,
+      .commit_timeout_ms = merged.commit_timeout_ms,
+      .wal_limit_frames = machine.wal_limit_frames ? machine.wal_limit_frames : merged.wal_limit,
       .part_bytes = machine.part_bytes,
   };
   int error = vfs_database_open(&options, &node->database, found, text);
@@ -651,11 +655,9 @@ static int start_node(struct node *node, const struct options *given, struct raf
   int code = check_given(node, given, text);
   if (code == SQLITE_OK) code = make_folder(node, text);
   if (code == SQLITE_OK) code = node_kept_open(node, &kept, text);
-  bool is_given = options_has(given, OPTION_COMMIT_TIMEOUT);
   uint64_t threshold = options_has(given, OPTION_SNAPSHOT_THRESHOLD) ? given->snapshot_threshold
                                                                      : kept.snapshot_threshold;
-  if (code == SQLITE_OK)
-    code = open_database(node, is_given ? given->commit_timeout_ms : kept.commit_timeout_ms, &found, text);
+  if (code == SQLITE_OK) code = open_database(node, &kept, given, &found, text);
   if (code == SQLITE_OK) code = open_vote(node, text);
   if (code == SQLITE_OK && node->formation == NODE_BOOTSTRAPPING && !found.has_marks) code = discard_log(node, text);
   if (code == SQLITE_OK) code = identify(node, given, text);

@@ -26,7 +26,7 @@ struct node_machine {
   struct os *os;
   struct os *(*os_of)(const char *path);
   sqlite3_vfs *base;
-  uint32_t part_bytes, checkpoint_frames, segment_bytes;
+  uint32_t part_bytes, wal_limit_frames, segment_bytes;
 };
 void node_use_machine(const struct node_machine *machine);
 
@@ -60,6 +60,7 @@ struct node_status {
   char leader_address[RAFT_ADDRESS_MAX];
   uint64_t commit_index, applied_index, log_first, log_last, log_bytes;
   uint32_t wal_frames;
+  char checkpoint[VFS_TEXT_MAX]; /* index of the last one, and what is in its way */
   bool has_checksum;
   uint64_t checksum;
   uint32_t tolerates;

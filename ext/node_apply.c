@@ -265,31 +265,39 @@ void node_want_checkpoint(struct node *node) {
   pthread_cond_signal(&node->checkpoint_condition);
 }
 
+/* mutex held, given up meanwhile. true: it was a failure that is news. */
+static bool checkpoint(struct node *node, int *error) {
+  char text[VFS_TEXT_MAX] = "";
+  node->checkpoint_wanted = false;
+  pthread_mutex_unlock(&node->mutex);
+  *error = vfs_checkpoint(node->database, text);
+  pthread_mutex_lock(&node->mutex);
+  bool is_failure = *error && *error != VFS_BUSY && *error != VFS_STOPPED;
+  bool is_news = is_failure && !node->checkpoint_text[0];
+  snprintf(node->checkpoint_text, sizeof node->checkpoint_text, "%s", is_failure ? text : "");
+  node->compact_wanted = true; /* even its first pass may have moved the mark */
+  node_wake_snapshot(node);
+  return is_news;
+}
+
 void node_checkpoint_thread(void *arg) {
   struct node *node = arg;
-  uint64_t delay = NODE_RETRY_NS_MIN;
-  char text[VFS_TEXT_MAX];
-  bool is_told = false;
+  uint64_t delay = NODE_RETRY_NS_MIN, retry_at = OS_FOREVER;
+  int error;
   pthread_mutex_lock(&node->mutex);
   while (!node->stopping) {
-    if (!node->checkpoint_wanted) {
-      os_condition_wait(node->os, &node->checkpoint_condition, &node->mutex, OS_FOREVER);
+    if (!node->checkpoint_wanted && os_now(node->os) < retry_at) {
+      os_condition_wait(node->os, &node->checkpoint_condition, &node->mutex, retry_at);
       continue;
     }
-    node->checkpoint_wanted = false;
-    pthread_mutex_unlock(&node->mutex);
-    text[0] = 0;
-    int error = vfs_checkpoint(node->database, text);
-    if (error && error != VFS_BUSY && error != VFS_STOPPED && !is_told)
-      node_log(SQLITE_IOERR, "node %" PRIu64 ": no checkpoint: %s", node->id, text);
-    is_told = error && error != VFS_BUSY && error != VFS_STOPPED;
-    pthread_mutex_lock(&node->mutex);
+    bool is_news = checkpoint(node, &error);
     if (!error) delay = NODE_RETRY_NS_MIN;
-    node->compact_wanted = true; /* even its first pass may have moved the mark */
-    node_wake_snapshot(node);
-    if (error == VFS_OK || error == VFS_STOPPED) continue;
-    node->checkpoint_wanted = true;
-    back_off(node, &node->checkpoint_condition, VFS_OK, &delay); /* it stalls writers: not too often */
+    retry_at = error ? os_now(node->os) + delay : OS_FOREVER; /* it stalls writers: not too often */
+    if (error) delay = delay * 2 < NODE_CHECKPOINT_RETRY_MAX ? delay * 2 : NODE_CHECKPOINT_RETRY_MAX;
+    if (!is_news) continue;
+    pthread_mutex_unlock(&node->mutex);
+    node_log(SQLITE_IOERR, "node %" PRIu64 ": %s", node->id, node->checkpoint_text);
+    pthread_mutex_lock(&node->mutex);
   }
   pthread_mutex_unlock(&node->mutex);
 }

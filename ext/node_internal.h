@@ -56,7 +56,8 @@
 #define NODE_RETRY_NS_MIN (10 * OS_MS) /* back-off of what was in the way */
 #define NODE_RETRY_NS_MAX OS_SECOND
 #define NODE_BUSY_RETRY_NS (20 * OS_MS)
-#define NODE_START_ALONE_MAX OS_SECOND /* an open waits this long for a cluster of one to be ready */
+#define NODE_CHECKPOINT_RETRY_MAX (250 * OS_MS) /* readers that stay are asked for that often */
+#define NODE_START_ALONE_MAX OS_SECOND          /* an open waits this long for a cluster of one to be ready */
 #define NODE_NO_SPACE_RETRY_NS (200 * OS_MS)
 #define NODE_SEGMENT_BYTES_MIN (64u << 10) /* of the log: smaller ones if snapshots are frequent */
 #define NODE_SEGMENT_BYTES_MAX (16u << 20)
@@ -288,6 +289,7 @@ struct node {
   bool apply_idle;
   bool form_wanted;
   bool checkpoint_wanted;
+  char checkpoint_text[VFS_TEXT_MAX]; /* why the last one failed; "" it did not */
 
   /* The log's weight and its compaction. */
   uint64_t log_weight;

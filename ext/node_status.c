@@ -86,9 +86,22 @@ static void describe_state(const struct node *node, char state[VFS_TEXT_MAX]) {
     snprintf(state, VFS_TEXT_MAX, "catching up");
 }
 
+/* mutex held. `held_back` is what vfs/ says. */
+static void describe_checkpoint(const struct node *node, uint64_t index, const char *held_back,
+                                char text[VFS_TEXT_MAX]) {
+  int length = snprintf(text, VFS_TEXT_MAX, index ? "%" PRIu64 : "none", index);
+  size_t room = VFS_TEXT_MAX - (size_t)length;
+  if (node->checkpoint_text[0])
+    snprintf(text + length, room, "; failed: %.600s", node->checkpoint_text);
+  else if (held_back[0])
+    snprintf(text + length, room, "; %.600s", held_back);
+}
+
 void node_get_status(struct node *node, struct node_status *status) {
   struct vfs_status database;
+  char held_back[VFS_TEXT_MAX];
   vfs_get_status(node->database, &database);
+  vfs_describe_checkpoint(node->database, held_back);
   pthread_mutex_lock(&node->mutex);
   *status = (struct node_status){
       .node = node->id,
@@ -109,6 +122,7 @@ void node_get_status(struct node *node, struct node_status *status) {
   describe_state(node, status->state);
   memcpy(status->notice, database.notice, sizeof status->notice);
   node_describe_snapshot(node, status->snapshot);
+  describe_checkpoint(node, database.checkpointed, held_back, status->checkpoint);
   if (node->store) {
     struct raft_store_status log;
     struct raft_status core;

@@ -239,6 +239,11 @@ static bool set_log_tail(struct options *options, const char *value, const char 
   return parse_bytes(value, &options->log_tail);
 }
 
+static bool set_wal_limit(struct options *options, const char *value, const char **why) {
+  *why = "it must be 100 to 100000000 (frames of the -wal)";
+  return parse_u32(value, OPTIONS_WAL_LIMIT_MIN, OPTIONS_WAL_LIMIT_MAX, &options->wal_limit);
+}
+
 static const struct {
   const char *name;
   bool (*set)(struct options *options, const char *value, const char **why);
@@ -255,6 +260,7 @@ static const struct {
     [OPTION_INSECURE] = {"insecure", set_insecure},
     [OPTION_SNAPSHOT_THRESHOLD] = {"snapshot_threshold", set_snapshot_threshold},
     [OPTION_LOG_TAIL] = {"log_tail", set_log_tail},
+    [OPTION_WAL_LIMIT] = {"wal_limit", set_wal_limit},
 };
 
 void options_init(struct options *options) {
@@ -265,6 +271,7 @@ void options_init(struct options *options) {
       .page_size = OPTIONS_PAGE_SIZE_DEFAULT,
       .snapshot_threshold = OPTIONS_SNAPSHOT_THRESHOLD_DEFAULT,
       .log_tail = OPTIONS_LOG_TAIL_DEFAULT,
+      .wal_limit = OPTIONS_WAL_LIMIT_DEFAULT,
   };
 }
 
@@ -308,7 +315,7 @@ static bool unknown_option(const char *name, const char *source, char *text) {
   return fail(
       text,
       "%s %.64s is not an option: there are node, listen, advertise, peers, heartbeat, election, commit_timeout, "
-      "page_size, auto_vacuum, insecure, snapshot_threshold, log_tail",
+      "page_size, auto_vacuum, insecure, snapshot_threshold, log_tail, wal_limit",
       source, name);
 }
 
@@ -385,6 +392,7 @@ void options_merge(struct options *options, const struct options *over) {
   if (options_has(over, OPTION_INSECURE)) options->insecure = over->insecure;
   if (options_has(over, OPTION_SNAPSHOT_THRESHOLD)) options->snapshot_threshold = over->snapshot_threshold;
   if (options_has(over, OPTION_LOG_TAIL)) options->log_tail = over->log_tail;
+  if (options_has(over, OPTION_WAL_LIMIT)) options->wal_limit = over->wal_limit;
   options->given |= over->given;
 }
 
@@ -508,6 +516,7 @@ bool options_keep(const struct options *options, char *kept, size_t size, char *
   if (options_has(options, OPTION_SNAPSHOT_THRESHOLD))
     put(&writer, "snapshot_threshold=%" PRIu64 "\n", options->snapshot_threshold);
   if (options_has(options, OPTION_LOG_TAIL)) put(&writer, "log_tail=%" PRIu64 "\n", options->log_tail);
+  if (options_has(options, OPTION_WAL_LIMIT)) put(&writer, "wal_limit=%u\n", options->wal_limit);
   return !writer.full || fail(text, "the options do not fit into %zu bytes: name fewer peers, or shorter hosts", size);
 }
 

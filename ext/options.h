@@ -23,6 +23,9 @@
 #define OPTIONS_PAGE_SIZE_DEFAULT 4096
 #define OPTIONS_SNAPSHOT_THRESHOLD_DEFAULT (UINT64_C(64) << 20)
 #define OPTIONS_LOG_TAIL_DEFAULT (UINT64_C(16) << 20)
+#define OPTIONS_WAL_LIMIT_DEFAULT 4000
+#define OPTIONS_WAL_LIMIT_MIN 100
+#define OPTIONS_WAL_LIMIT_MAX 100000000
 
 enum option {
   OPTION_NODE,
@@ -37,6 +40,7 @@ enum option {
   OPTION_INSECURE,
   OPTION_SNAPSHOT_THRESHOLD,
   OPTION_LOG_TAIL,
+  OPTION_WAL_LIMIT,
   OPTIONS_COUNT,
 };
 
@@ -49,6 +53,7 @@ struct options {
   uint32_t heartbeat_ms, election_ms, commit_timeout_ms, page_size, auto_vacuum;
   bool insecure;
   uint64_t snapshot_threshold; /* bytes of log, at least, between two snapshots */
+  uint32_t wal_limit;          /* frames in the WAL, while nobody holds it back */
   uint64_t log_tail;           /* bytes of log kept behind a snapshot, for followers that are a little late */
 };
 

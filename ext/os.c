@@ -303,9 +303,14 @@ static int real_lock(struct os_file *file, enum os_lock lock, uint64_t start, ui
 
 static bool real_find_lock(struct os_file *file, uint64_t start, uint64_t length, int64_t *process) {
   struct flock range = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = (off_t)start, .l_len = (off_t)length};
+  struct flock others = range;
+  int descriptor = as_real(file)->descriptor;
   *process = 0;
-  if (fcntl(as_real(file)->descriptor, F_OFD_GETLK, &range) != 0 || range.l_type == F_UNLCK) return false;
+  if (fcntl(descriptor, F_OFD_GETLK, &range) != 0 || range.l_type == F_UNLCK) return false;
   *process = range.l_pid; /* -1 for an OFD lock */
+  /* The first of several is told. F_GETLK does not see the POSIX locks of this process. */
+  if (range.l_pid == getpid() && fcntl(descriptor, F_GETLK, &others) == 0 && others.l_type != F_UNLCK)
+    *process = others.l_pid;
   return true;
 }
 

@@ -124,7 +124,10 @@ int os_file_stat(struct os_file *file, struct os_stat *stat);
 */
 /* Without waiting. A range keeps what it has if it fails. -EAGAIN: in the way; -ENOTSUP: the file system has no such locks. */
 int os_lock(struct os_file *file, enum os_lock lock, uint64_t start, uint64_t length);
-/* Is there a lock that would keep an exclusive one from this file? *process: whose it is; <= 0: nobody can tell. */
+/*
+** Is there a lock that would keep an exclusive one from this file? *process: whose it is, of several another process
+** rather than this one; <= 0: nobody can tell.
+*/
 bool os_find_lock(struct os_file *file, uint64_t start, uint64_t length, int64_t *process);
 
 int os_stat(struct os *os, const char *path, struct os_stat *stat);

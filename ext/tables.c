@@ -29,6 +29,7 @@ enum status_column {
   STATUS_LOG_BYTES,
   STATUS_SNAPSHOT,
   STATUS_WAL_FRAMES,
+  STATUS_CHECKPOINT,
   STATUS_CHECKSUM,
   STATUS_TOLERATES,
   STATUS_NOTICE,
@@ -39,9 +40,8 @@ enum status_column {
 #define STATUS_DECLARATION                                                                                             \
   "CREATE TABLE x(node INTEGER, cluster TEXT, role TEXT, state TEXT, term INTEGER, leader INTEGER, "                   \
   "leader_address TEXT, commit_index INTEGER, applied_index INTEGER, log_first INTEGER, log_last INTEGER, "            \
-  "log_bytes INTEGER, snapshot TEXT, wal_frames INTEGER, checksum TEXT, tolerates INTEGER, notice TEXT, database "     \
-  "TEXT, "                                                                                                             \
-  "version TEXT, schema TEXT HIDDEN)"
+  "log_bytes INTEGER, snapshot TEXT, wal_frames INTEGER, checkpoint TEXT, checksum TEXT, tolerates INTEGER, "          \
+  "notice TEXT, database TEXT, version TEXT, schema TEXT HIDDEN)"
 
 enum member_column {
   MEMBER_NODE,
@@ -208,6 +208,7 @@ static void status_column(sqlite3_context *context, const struct node_status *st
   case STATUS_LOG_BYTES: return put_number(context, status->log_bytes);
   case STATUS_SNAPSHOT: return put_text(context, status->snapshot);
   case STATUS_WAL_FRAMES: return put_number(context, status->wal_frames);
+  case STATUS_CHECKPOINT: return put_text(context, status->checkpoint);
   case STATUS_CHECKSUM: return put_checksum(context, status);
   case STATUS_TOLERATES: return put_number(context, status->tolerates);
   case STATUS_NOTICE: return put_text(context, status->notice);

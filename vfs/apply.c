@@ -12,6 +12,8 @@
 
 /* How long compensation waits before it asks again whether it is cancelled. */
 #define COMPENSATE_SLICE (100 * OS_MS)
+/* How long the next entry waits for the WAL while a snapshot is written. */
+#define APPLY_PACE OS_MS
 
 /* mutex held: a published state that is committed by definition. */
 static void become(struct vfs_database *database, const struct vfs_state *state) {
@@ -197,6 +199,8 @@ int vfs_apply(struct vfs_database *database, const struct vfs_log_entry *entry, 
     snprintf(text, VFS_TEXT_MAX, "%s has no first page yet", database->path);
     return VFS_BUSY;
   }
+  /* Not between the parts of a transaction: until its end the WAL cannot start again. */
+  if (!database->parts_open && vfs_wal_is_full(database)) vfs_wait_for_wal(database, APPLY_PACE);
   if (!vfs_database_take(database, entry, VFS_TICKET_FRONT, os_now(database->os) + COMPENSATE_SLICE)) {
     snprintf(text, VFS_TEXT_MAX, "a write transaction is open on %s", database->path);
     return VFS_BUSY;
@@ -212,9 +216,8 @@ int vfs_apply(struct vfs_database *database, const struct vfs_log_entry *entry, 
   if (error)
     snprintf(text, VFS_TEXT_MAX, "%s: entry %llu: %s", database->path, (unsigned long long)entry->index,
              apply_sentence(error));
-  else if (frames - vfs_wal_backfilled(database->wal) >= database->checkpoint_frames &&
-           !atomic_exchange(&database->checkpoint_wanted, true))
-    database->methods->want_checkpoint(database->node);
+  else
+    vfs_ask_for_checkpoint(database, frames);
   return error;
 }
 

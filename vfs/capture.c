@@ -282,13 +282,11 @@ void vfs_note_restart(struct vfs_database *database, const struct vfs_wal_header
   database->boundaries_count = 0;
   database->header.max_frame = 0;
   memcpy(database->header.salt, live->salt, sizeof live->salt);
+  atomic_store(&database->held_frame, 0);
+  atomic_store(&database->is_held_back, false);
+  pthread_cond_broadcast(&database->changed);
   pthread_mutex_unlock(&database->mutex);
   vfs_refresh_nonce(database);
-}
-
-static void ask_for_checkpoint(struct vfs_database *database, uint32_t max_frame) {
-  if (max_frame - vfs_wal_backfilled(database->wal) < database->checkpoint_frames) return;
-  if (!atomic_exchange(&database->checkpoint_wanted, true)) database->methods->want_checkpoint(database->node);
 }
 
 int vfs_capture(struct vfs_connection *connection) {
@@ -316,7 +314,7 @@ int vfs_capture(struct vfs_connection *connection) {
     refuse(&capture, error);
   else
     record(&capture);
-  ask_for_checkpoint(database, capture.live.max_frame);
+  vfs_ask_for_checkpoint(database, capture.live.max_frame);
   return SQLITE_OK;
 }
 

@@ -16,8 +16,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "database.h"
+
+/* How long a transaction waits for the WAL while a snapshot is written. */
+#define WRITER_PACE (10 * OS_MS)
 
 static pthread_mutex_t connections_mutex = PTHREAD_MUTEX_INITIALIZER;
 static struct vfs_connection *connections; /* all of the process; connections_mutex */
@@ -47,6 +51,13 @@ uint64_t vfs_connection_deadline(const struct vfs_connection *connection) {
 void vfs_connection_note_wait(struct vfs_connection *connection, int error) {
   bool was_in_vain = error == VFS_NOBODY || error == VFS_BUSY;
   connection->refused_at = was_in_vain ? os_now(connection->database->os) : 0;
+}
+
+/* Of the calling thread, as the system's tools show it. */
+static int thread_id(void) {
+  static _Thread_local int id;
+  if (id == 0) id = gettid();
+  return id;
 }
 
 static uint64_t deadline_of(const struct vfs_connection *connection) {
@@ -214,9 +225,19 @@ static bool wait_schema(struct vfs_connection *connection, uint64_t deadline) {
 static bool take_ticket_until(struct vfs_connection *connection, uint64_t deadline) {
   struct vfs_database *database = connection->database;
   uint64_t queue_deadline = holds_another_ticket(connection) ? 0 : deadline;
+  enum vfs_ticket_place place = VFS_TICKET_BACK;
+  /* Who reads already keeps the WAL from starting again, and who must not wait does not wait for that either. */
+  bool may_wait = connection->read_lock == 0 && queue_deadline > 0;
   for (;;) {
     connection->refusal = VFS_BUSY;
-    if (!vfs_ticket_take(&database->ticket, connection, VFS_TICKET_BACK, queue_deadline)) return false;
+    if (!vfs_ticket_take(&database->ticket, connection, place, queue_deadline)) return false;
+    if (may_wait && vfs_wal_is_full(database)) {
+      vfs_ticket_give(&database->ticket, connection);
+      vfs_wait_for_wal(database, WRITER_PACE);
+      may_wait = false;
+      place = VFS_TICKET_FRONT;
+      continue;
+    }
     connection->generation = atomic_load(&database->generation);
     connection->refusal = database->methods->acquire(database->node, 0, &connection->epoch);
     if (connection->refusal == VFS_OK && atomic_load(&database->parts_dangling))
@@ -297,6 +318,25 @@ static int refuse_shared_cache(struct vfs_connection *connection) {
   return SQLITE_ERROR;
 }
 
+static void set_read_lock(struct vfs_connection *connection, int offset) {
+  connection->read_lock = offset;
+  atomic_store_explicit(&connection->reader_thread, thread_id(), memory_order_relaxed);
+  atomic_store_explicit(&connection->read_lock_shown, offset, memory_order_relaxed);
+}
+
+bool vfs_find_reader(struct vfs_database *database, int offset, const void **connection, int *thread) {
+  bool found = false;
+  pthread_mutex_lock(&connections_mutex);
+  for (struct vfs_connection *at = connections; at && !found; at = at->next) {
+    found = at->database == database && atomic_load(&at->read_lock_shown) == offset;
+    if (!found) continue;
+    *connection = at;
+    *thread = atomic_load(&at->reader_thread);
+  }
+  pthread_mutex_unlock(&connections_mutex);
+  return found;
+}
+
 /* A writing statement reserves the ticket before SQLite chooses its snapshot. */
 static void reserve(struct vfs_connection *connection) {
   if (still_reserved(connection) || connection->refusal != VFS_OK || !is_writing_statement(connection)) return;
@@ -308,7 +348,7 @@ static int read_lock(struct vfs_connection *connection, int offset, int flags) {
   struct vfs_database *database = connection->database;
   struct vfs_wal_header before = {0};
   if (connection->writing) { /* walRestartLog changes the read mark in the middle of a commit */
-    connection->read_lock = offset;
+    set_read_lock(connection, offset);
     return connection->real->pMethods->xShmLock(connection->real, offset, 1, flags);
   }
   if (atomic_load(&database->stopped) || atomic_load(&database->wal_failed)) return SQLITE_IOERR;
@@ -330,7 +370,7 @@ static int read_lock(struct vfs_connection *connection, int offset, int flags) {
     if (connection->reserved) vfs_ticket_keep(&database->ticket, connection);
     return code;
   }
-  connection->read_lock = offset;
+  set_read_lock(connection, offset);
   connection->snapshot = after;
   if (!connection->reserved) {
     vfs_gate_arm(connection);
@@ -345,7 +385,7 @@ static int read_lock(struct vfs_connection *connection, int offset, int flags) {
 static int read_unlock(struct vfs_connection *connection, int offset, int flags) {
   struct vfs_database *database = connection->database;
   int code = connection->real->pMethods->xShmLock(connection->real, offset, 1, flags);
-  connection->read_lock = 0;
+  set_read_lock(connection, 0);
   if (connection->writing) return code;
   if (connection->retry_expected) {
     if (connection->reserved) vfs_ticket_keep(&database->ticket, connection);

@@ -15,6 +15,8 @@
 
 /* How long a start waits for the read transactions of a plain process that has the file open. */
 #define START_READERS_MS 5000
+/* The last checkpoint of a stop tries again after this. */
+#define STOP_PAUSE (2 * OS_MS)
 
 int vfs_error_of_sqlite(int code) {
   switch (code & 0xff) {
@@ -203,7 +205,7 @@ int vfs_database_open(const struct vfs_database_options *options, struct vfs_dat
   database->node = options->node;
   database->commit_timeout_ms = options->commit_timeout_ms;
   database->part_bytes = options->part_bytes ? options->part_bytes : VFS_PART_BYTES;
-  database->checkpoint_frames = options->checkpoint_frames ? options->checkpoint_frames : VFS_CHECKPOINT_FRAMES;
+  database->wal_limit_frames = options->wal_limit_frames ? options->wal_limit_frames : VFS_WAL_LIMIT_FRAMES;
   vfs_ticket_init(&database->ticket, database->os);
   pthread_mutex_init(&database->checkpoint, NULL);
   pthread_mutex_init(&database->mutex, NULL);
@@ -421,13 +423,20 @@ static void mark_stopped(struct vfs_database *database) {
   vfs_write_marks(database, &marks);
 }
 
+static void pause_stop(struct vfs_database *database) {
+  pthread_mutex_lock(&database->mutex);
+  os_condition_wait(database->os, &database->changed, &database->mutex, os_now(database->os) + STOP_PAUSE);
+  pthread_mutex_unlock(&database->mutex);
+}
+
 void vfs_database_stop(struct vfs_database *database, uint64_t deadline) {
   char text[VFS_TEXT_MAX];
   const char *holder = "stop";
   atomic_store(&database->stopped, true);
   vfs_epoch_lost(database);
   if (!atomic_load(&database->ready)) return;
-  while (vfs_checkpoint(database, text) == VFS_BUSY && os_now(database->os) < deadline) continue;
+  while (vfs_checkpoint_until(database, deadline, text) == VFS_BUSY && os_now(database->os) < deadline)
+    pause_stop(database);
   if (!vfs_database_take(database, holder, VFS_TICKET_FRONT, deadline)) return;
   mark_stopped(database);
   vfs_ticket_give(&database->ticket, holder);
@@ -474,9 +483,7 @@ void vfs_get_status(struct vfs_database *database, struct vfs_status *status) {
   status->checkpointed = database->marks.checkpointed;
   memcpy(status->blocked, database->blocked, sizeof status->blocked);
   memcpy(status->notice, database->notice, sizeof status->notice);
-  uint32_t max_frame = database->header.max_frame;
+  status->wal_frames = database->header.max_frame;
   pthread_mutex_unlock(&database->mutex);
   status->serves_reads = !atomic_load(&database->wal_failed) && !atomic_load(&database->stopped);
-  uint32_t backfilled = ready ? vfs_wal_backfilled(database->wal) : 0;
-  status->wal_frames = max_frame > backfilled ? max_frame - backfilled : 0;
 }

@@ -26,11 +26,11 @@
 
 #define VFS_LOST_RANGES 64                /* remembered ranges of lost sequences; older ones count as lost */
 #define VFS_BOUNDARIES_MAX 8192           /* remembered transaction boundaries in the WAL, for checkpoints */
-#define VFS_CHECKPOINT_FRAMES 1000        /* default bound at which a checkpoint is asked for */
+#define VFS_WAL_LIMIT_FRAMES 4000         /* default limit of the WAL, while nobody holds it back */
+#define VFS_CHECKPOINT_SHARE 4            /* a checkpoint is asked for at this part of the limit */
 #define VFS_VERIFY_BYTES (64u << 20)      /* a file up to this is read through at every start */
 #define VFS_PART_BYTES (1u << 20)         /* a transaction's change set is cut into parts of about this size, raw */
 #define VFS_RESERVE_FRAMES 4096           /* wal-index regions are mapped this far ahead */
-#define VFS_DRAIN_MAX (5 * OS_MS)         /* the second pass of a checkpoint stalls writers no longer than this */
 #define VFS_WAIT_SLICE (20 * OS_MS)       /* who waits with the ticket looks after its leadership this often */
 #define VFS_BUSY_RETRY_MAX (200 * OS_MS)  /* SQLite's busy handler comes again within 100 ms */
 #define VFS_BUSY_RETRY_WAIT (100 * OS_MS) /* and waits no longer than this */
@@ -57,7 +57,7 @@ struct vfs_database {
   void *node;
   char *path, *folder;
   const char *name; /* sqlite3_create_filename(path): for the base VFS */
-  uint32_t commit_timeout_ms, checkpoint_frames, part_bytes;
+  uint32_t commit_timeout_ms, wal_limit_frames, part_bytes;
 
   struct vfs_ownership *ownership;
   struct slot_file *marks_file;
@@ -70,13 +70,17 @@ struct vfs_database {
   struct vfs_ticket ticket;
   pthread_mutex_t checkpoint;
   pthread_mutex_t mutex;
-  pthread_cond_t changed; /* captured or committed moved, or something was lost */
+  pthread_cond_t changed; /* captured or committed moved, something was lost, the WAL has started again */
 
   atomic_bool ready; /* page 1, WAL and wal-index are there */
   atomic_bool stopped;
   atomic_bool wal_failed;     /* compensation failed: no reads until restart */
   atomic_bool parts_dangling; /* parts were proposed and neither ended nor aborted: the next writer must do it first */
-  atomic_bool checkpoint_wanted;
+  atomic_bool checkpoint_wanted; /* asked for, or tried in vain: the node comes again */
+  atomic_bool is_checkpointing;
+  atomic_bool is_held_back;         /* the WAL cannot start again now: writers do not wait for it */
+  atomic_uint held_frame;           /* readers of frames up to here were in the way; 0: none */
+  atomic_uint views;                /* that are open */
   atomic_uint_least64_t generation; /* rises when an epoch is lost: older write transactions are doomed */
   atomic_uint_least64_t commit_index;
 
@@ -117,7 +121,9 @@ struct vfs_connection {
   atomic_bool has_shared_cache; /* of several SQLite connections: refused, `handle` counts no more */
   struct vfs_connection *next;  /* all of the process */
 
-  int read_lock;                  /* SQLite's shm offset, 0 none */
+  int read_lock;              /* SQLite's shm offset, 0 none */
+  atomic_int read_lock_shown; /* the same, and the thread that took it: for vfs_describe_checkpoint */
+  atomic_int reader_thread;
   struct vfs_wal_header snapshot; /* live header when the read lock was granted */
   bool retry_expected;            /* the header changed while it waited: SQLite will unlock and lock again */
   bool reserved;                  /* has the ticket, WRITE not granted yet */
@@ -165,7 +171,25 @@ int vfs_restore(struct vfs_database *database, const struct vfs_state *target);
 void vfs_note_restart(struct vfs_database *database, const struct vfs_wal_header *live);
 bool vfs_same_salt(const struct vfs_wal_header *a, const struct vfs_wal_header *b);
 
+/* checkpoint.c: pacing. */
+/*
+** Asks for a checkpoint if the WAL, of `max_frame` frames, is due for one. No lock held but the ticket.
+*/
+void vfs_ask_for_checkpoint(struct vfs_database *database, uint32_t max_frame);
+/* Before a transaction begins: has the WAL reached its limit, so that it should wait? */
+bool vfs_wal_is_full(struct vfs_database *database);
+/* Waits a little for that; while a snapshot is written, for `pace` ns. Neither the ticket nor a read lock held. */
+void vfs_wait_for_wal(struct vfs_database *database, uint64_t pace);
+
+/* A view is closed: the WAL may start again. */
+void vfs_view_closed(struct vfs_database *database);
+
+/* With a deadline for everything that it waits for. */
+int vfs_checkpoint_until(struct vfs_database *database, uint64_t deadline, char *text);
+
 /* connection.c */
+/* The connection of this process that holds a read lock at this shm offset; false: none. *thread is its thread's id. */
+bool vfs_find_reader(struct vfs_database *database, int offset, const void **connection, int *thread);
 void vfs_connection_fail(struct vfs_connection *connection, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
 /* Until when it waits for others now, and what became of that: enum vfs_error. */

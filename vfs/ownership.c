@@ -336,3 +336,14 @@ void vfs_ownership_release(struct vfs_ownership *ownership) {
   free(ownership->lock_path);
   free(ownership);
 }
+
+bool vfs_ownership_reader(const struct vfs_ownership *ownership, int lock, char text[VFS_OWNERSHIP_PROCESS_MAX]) {
+  int64_t process = 0;
+  char found[PROCESS_TEXT_MAX];
+  uint64_t start = SHM_LOCK_FIRST + (uint64_t)lock;
+  if (!ownership->shm || !os_find_lock(ownership->shm, start, 1, &process)) return false;
+  if (process == getpid()) return false;
+  say_process(found, process);
+  snprintf(text, VFS_OWNERSHIP_PROCESS_MAX, "%s", found);
+  return true;
+}

@@ -43,4 +43,8 @@ int vfs_ownership_settle(struct vfs_ownership *ownership, char *text);
 */
 void vfs_ownership_release(struct vfs_ownership *ownership);
 
+/* The other process that holds this byte of -shm, as "process 12 (sqlite3)"; false: none does. */
+#define VFS_OWNERSHIP_PROCESS_MAX 96
+bool vfs_ownership_reader(const struct vfs_ownership *ownership, int lock, char text[VFS_OWNERSHIP_PROCESS_MAX]);
+
 #endif

@@ -78,7 +78,7 @@ struct vfs_node_methods {
   /* The committed entry at `index`, from memory or disk. VFS_DAMAGED with a sentence in text. */
   int (*read_log)(void *node, uint64_t index, struct vfs_log_entry *entry, char *text);
   void (*release_log)(void *node, struct vfs_log_entry *entry);
-  /* The WAL has passed the bound: call vfs_checkpoint soon, on a thread of the node. */
+  /* The WAL has grown: call vfs_checkpoint on a thread of the node, at once even if it failed a moment ago. */
   void (*want_checkpoint)(void *node);
 };
 
@@ -92,8 +92,8 @@ struct vfs_database_options {
   const struct vfs_node_methods *methods;
   void *node;
   uint32_t commit_timeout_ms;
-  uint32_t checkpoint_frames; /* want_checkpoint beyond this many; 0: 1000 */
-  uint32_t part_bytes;        /* of a change set, raw, beyond which a transaction is cut into parts; 0: 1 MiB */
+  uint32_t wal_limit_frames; /* how far the WAL may grow while nobody holds it back (checkpoint.c); 0: 4000 */
+  uint32_t part_bytes;       /* of a change set, raw, beyond which a transaction is cut into parts; 0: 1 MiB */
 };
 
 /* What lay there at open. */
@@ -184,14 +184,23 @@ int vfs_apply(struct vfs_database *database, const struct vfs_log_entry *entry, 
 */
 int vfs_pause(struct vfs_database *database, uint64_t deadline);
 void vfs_resume(struct vfs_database *database);
-/* On a thread of its own or the apply thread. VFS_BUSY: a reader or writer was in the way, try again later. */
+/*
+** On a thread of its own. After any error the caller tries again by itself, after a while or when want_checkpoint is
+** called. VFS_BUSY: a reader or writer was in the way.
+*/
 int vfs_checkpoint(struct vfs_database *database, char *text);
+/*
+** Who keeps the WAL from starting again though it has reached its limit, and what to do; "" nobody. Asks the system for
+** locks: not with the node's mutex held.
+*/
+void vfs_describe_checkpoint(struct vfs_database *database, char *text);
 
 /* ---- Snapshots ---- */
 
 /*
 ** A committed and locally durable state that stays readable while writers go on. Holds the ticket only to be tied to the
-** state (at most until `deadline`). Checkpoints do not go beyond it until it is closed. One thread at a time.
+** state (at most until `deadline`). Checkpoints do not go beyond it until it is closed, and the WAL does not start again
+** (checkpoint.c). One thread at a time.
 */
 struct vfs_view;
 int vfs_view_open(struct vfs_database *database, uint64_t deadline, struct vfs_view **view, struct vfs_state_info *info,
@@ -208,13 +217,13 @@ int vfs_install(struct vfs_database *database, const struct vfs_source *source, 
 
 struct vfs_status {
   uint32_t page_size, pages;
-  uint32_t wal_frames; /* frames in the WAL that are not in the database file */
+  uint32_t wal_frames; /* in the WAL, whether they are in the database file too or not */
   uint64_t checksum;   /* of the committed state */
   uint64_t index;      /* last change set in that state */
   uint64_t checkpointed;
   bool serves_reads;
   char notice[VFS_TEXT_MAX];  /* what the start found that somebody should know; "" nothing */
-  char blocked[VFS_TEXT_MAX]; /* who keeps apply or checkpoint from going on; "" nobody */
+  char blocked[VFS_TEXT_MAX]; /* who keeps compensation from going on; "" nobody */
 };
 void vfs_get_status(struct vfs_database *database, struct vfs_status *status); /* [any] */
 void *vfs_database_node(struct vfs_database *database);

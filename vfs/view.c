@@ -32,8 +32,10 @@ static int pin_newest(struct vfs_view *view) {
   view->state = database->committed;
   int error = vfs_error_of_sqlite(vfs_wal_pin(database->wal, view->handle, view->state.max_frame, &mark));
   pthread_mutex_unlock(&database->mutex);
-  if (!error) view->mark = mark;
-  return error;
+  if (error) return error;
+  view->mark = mark;
+  atomic_fetch_add(&database->views, 1);
+  return VFS_OK;
 }
 
 int vfs_view_open(struct vfs_database *database, uint64_t deadline, struct vfs_view **out, struct vfs_state_info *info,
@@ -73,7 +75,10 @@ int vfs_view_read(struct vfs_view *view, uint32_t first, uint32_t n, uint8_t *pa
 
 void vfs_view_close(struct vfs_view *view) {
   if (!view) return;
-  if (view->mark) vfs_wal_unpin(view->handle, view->mark);
+  if (view->mark) {
+    vfs_wal_unpin(view->handle, view->mark);
+    vfs_view_closed(view->database);
+  }
   if (view->handle) view->handle->pMethods->xShmUnmap(view->handle, 0);
   vfs_close_base(&view->handle);
   free(view);

@@ -734,7 +734,37 @@ void vfs_wal_set_backfilled(struct vfs_wal *wal, uint32_t frame) {
   wal->backfilling = 0;
 }
 
-int vfs_wal_restart(struct vfs_wal *wal, uint32_t random_salt) {
+/* Nobody reads what is cut off: READ(1…4) are held. If it cannot be cut, it is as good as it was. */
+static void shorten(struct vfs_wal *wal, uint32_t frames_kept) {
+  sqlite3_int64 size = 0;
+  sqlite3_int64 wanted = vfs_wal_frame_offset(wal, frames_kept + 1) - VFS_WAL_FRAME_HEADER_SIZE;
+  if (wal->wal->pMethods->xFileSize(wal->wal, &size) == SQLITE_OK && size > wanted)
+    wal->wal->pMethods->xTruncate(wal->wal, wanted);
+}
+
+unsigned vfs_wal_marks(struct vfs_wal *wal, uint32_t frame) {
+  struct vfs_wal_header header;
+  unsigned found = 0;
+  if (vfs_wal_read_header(wal, &header) != SQLITE_OK) return 0;
+  for (int i = vfs_wal_backfilled(wal) == header.max_frame; i < VFS_WAL_READERS; i++)
+    if (load(first_region(wal), mark_offset(i)) <= frame) found |= 1u << i;
+  return found;
+}
+
+unsigned vfs_wal_readers(struct vfs_wal *wal, uint32_t frame) {
+  unsigned marks = vfs_wal_marks(wal, frame), found = 0;
+  pthread_mutex_lock(&wal->marks);
+  for (int i = 0; i < VFS_WAL_READERS; i++) {
+    if ((marks & 1u << i) == 0) continue;
+    int rc = lock_exclusive(wal, VFS_WAL_LOCK_READ(i), 1);
+    if (rc == SQLITE_OK) unlock_exclusive(wal, VFS_WAL_LOCK_READ(i), 1);
+    if (rc == SQLITE_BUSY) found |= 1u << i;
+  }
+  pthread_mutex_unlock(&wal->marks);
+  return found;
+}
+
+int vfs_wal_restart(struct vfs_wal *wal, uint32_t random_salt, uint32_t frames_kept) {
   struct vfs_wal_header header;
   int rc = vfs_wal_read_header(wal, &header);
   if (rc != SQLITE_OK || header.max_frame == 0) return rc;
@@ -747,6 +777,7 @@ int vfs_wal_restart(struct vfs_wal *wal, uint32_t random_salt) {
     header.salt[1] = random_salt;
     write_header(wal, &header);
     clear_checkpoint_info(wal);
+    shorten(wal, frames_kept);
     unlock_exclusive(wal, VFS_WAL_LOCK_READ(1), VFS_WAL_READERS - 1);
   }
   pthread_mutex_unlock(&wal->marks);

@@ -145,9 +145,16 @@ int vfs_wal_backfill(struct vfs_wal *wal, uint32_t frame, uint32_t pages);
 void vfs_wal_set_backfilled(struct vfs_wal *wal, uint32_t frame);
 /*
 ** Starts the WAL again at frame 1 (walRestartHdr): only by the holder of WRITE with nBackfill == mxFrame > 0; takes
-** READ_LOCK(1…4) exclusively, SQLITE_BUSY if a reader has one.
+** READ_LOCK(1…4) exclusively, SQLITE_BUSY if a reader has one. A file of more than `frames_kept` frames is cut to that.
 */
-int vfs_wal_restart(struct vfs_wal *wal, uint32_t random_salt);
+int vfs_wal_restart(struct vfs_wal *wal, uint32_t random_salt, uint32_t frames_kept);
+/*
+** By the owner of CKPT. Which readers keep the WAL from starting again: bit i is set if READ_LOCK(i) is held and its mark is not beyond
+** `frame`; bit 0, the readers of the file alone, only while frames are still to be written to it.
+*/
+unsigned vfs_wal_readers(struct vfs_wal *wal, uint32_t frame);
+/* The same, by anybody, of the marks that could be held: takes no lock. */
+unsigned vfs_wal_marks(struct vfs_wal *wal, uint32_t frame);
 
 /* ---- A read view (snapshots) ---- */
 

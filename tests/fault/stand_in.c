@@ -11,6 +11,8 @@
 #define STAND_INS_MAX 16
 
 static struct stand_in *nodes[STAND_INS_MAX];
+uint32_t stand_in_wal_limit;
+sqlite3_vfs *stand_in_base;
 
 static void check(int error, const char *text) {
   if (error == 0) return;
@@ -123,7 +125,10 @@ static void release_log(void *context, struct vfs_log_entry *entry) {
   (void)context, (void)entry;
 }
 static void want_checkpoint(void *context) {
-  (void)context;
+  struct stand_in *node = context;
+  char text[VFS_TEXT_MAX];
+  node->checkpoints_wanted++;
+  if (node->checkpoints_itself) vfs_checkpoint(node->database, text);
 }
 
 static const struct vfs_node_methods methods = {
@@ -170,12 +175,13 @@ static void open_database(struct stand_in *node, uint32_t page_size, uint32_t au
   mkdir(folder, 0755);
   struct vfs_database_options options = {
       .os = os_real(),
-      .base = sqlite3_vfs_find("unix"),
+      .base = stand_in_base ? stand_in_base : sqlite3_vfs_find("unix"),
       .path = node->path,
       .folder = folder,
       .methods = &methods,
       .node = node,
       .commit_timeout_ms = timeout_ms,
+      .wal_limit_frames = stand_in_wal_limit,
   };
   check(vfs_database_open(&options, &node->database, found, text), text);
   if (!found->has_marks) check(vfs_database_create(node->database, page_size, auto_vacuum, text), text);

@@ -120,7 +120,7 @@ static void draw_plan(struct power *power) {
   struct plan *plan = &power->plan;
   plan->page_size = PICK(power, 512, 1024, 1024, 2048, 4096, 4096, 4096, 16384, 65536);
   plan->auto_vacuum = PICK(power, 0, 0, 1, 2);
-  plan->checkpoint_frames = PICK(power, 4, 16, 64, 250);
+  plan->wal_limit_frames = PICK(power, 16, 64, 256, 1000);
   plan->part_bytes = PICK(power, 0, 0, 1500, 6000, 30000);
   plan->segment_bytes = PICK(power, 16384, 32768, 65536);
   plan->cache_pages = PICK(power, 4, 10, 40, 2000);
@@ -439,7 +439,7 @@ static void begin(struct power *power) {
       .os_of = sim_vfs_os_of,
       .base = sqlite3_vfs_find(SIM_VFS_NAME),
       .part_bytes = power->plan.part_bytes,
-      .checkpoint_frames = power->plan.checkpoint_frames,
+      .wal_limit_frames = power->plan.wal_limit_frames,
       .segment_bytes = power->plan.segment_bytes,
   };
   node_use_machine(&machine);

@@ -68,7 +68,7 @@ int digest_content(sqlite3 *db, uint64_t *number, uint64_t *digest);
 
 /* What a seed chose once. */
 struct plan {
-  uint32_t page_size, auto_vacuum, checkpoint_frames, part_bytes, segment_bytes, cache_pages;
+  uint32_t page_size, auto_vacuum, wal_limit_frames, part_bytes, segment_bytes, cache_pages;
   uint64_t snapshot_threshold, log_tail;
   unsigned lives, writers, transactions;
   uint32_t size_max; /* bytes that the database is kept below */

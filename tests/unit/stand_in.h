@@ -4,6 +4,8 @@
 #ifndef BALSA_TESTS_STAND_IN_H
 #define BALSA_TESTS_STAND_IN_H
 
+#include <stdatomic.h>
+
 #include "../../vfs/vfs.h"
 
 #define STAND_IN_ENTRIES_MAX 65536
@@ -24,8 +26,14 @@ struct stand_in {
   uint32_t asked;
   uint64_t waited_ns;
   uint32_t waits_for_commit; /* threads inside wait() */
+  atomic_uint checkpoints_wanted;
+  bool checkpoints_itself; /* want_checkpoint does it at once: not while a transaction asks for one */
   char folder[STAND_IN_PATH_MAX], path[STAND_IN_PATH_MAX];
 };
+
+/* Of nodes that are opened from now on; 0 and NULL: as ever. */
+extern uint32_t stand_in_wal_limit;
+extern sqlite3_vfs *stand_in_base;
 
 /* Registers the VFS once; sqlite3_open of a stand-in's path by "file:PATH?vfs=balsa" finds it. */
 void stand_in_setup(void);

@@ -61,6 +61,8 @@ static void bad_values_are_refused_with_the_option_and_the_reason(void **state) 
   assert_refused("snapshot_threshold", "9223372036854775808", "number of bytes");
   assert_refused("log_tail", "8388608T", "number of bytes");
   assert_refused("log_tail", "M", "number of bytes");
+  assert_refused("wal_limit", "99", "100 to 100000000");
+  assert_refused("wal_limit", "4K", "100 to 100000000");
 }
 
 static void good_values_are_taken(void **state) {
@@ -90,6 +92,8 @@ static void good_values_are_taken(void **state) {
   assert_true(set(&options, "log_tail", "8388607T"));
   assert_true(options.log_tail == UINT64_C(8388607) << 40);
   assert_true(set(&options, "log_tail", "0"));
+  assert_true(set(&options, "wal_limit", "100"));
+  assert_int_equal(options.wal_limit, 100);
   assert_true(options.log_tail == 0);
 }
 

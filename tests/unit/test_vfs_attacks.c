@@ -163,7 +163,7 @@ static void a_checkpoint_in_the_middle_of_a_commit_that_restarts_the_wal_takes_n
   assert_int_equal(vfs_checkpoint(node.database, text), VFS_BUSY);
   sqlite3_finalize(rows);
   vfs_get_status(node.database, &status);
-  assert_int_equal(status.wal_frames, 0);
+  assert_true(status.checkpointed == status.index);
   assert_true(file_checksum(&node, 4096) == status.checksum);
   /* Behind the publication of a transaction SQLite writes its temporary database. */
   must(db, "PRAGMA temp_store = FILE; PRAGMA temp.cache_size = 10; CREATE TEMP TABLE x(a);"

@@ -588,7 +588,7 @@ static void random_step(struct pair *pair, struct reader *readers) {
     break;
   default:
     lock_write(pair, SQLITE_SHM_LOCK);
-    rc = vfs_wal_restart(pair->wal, random_below(UINT32_MAX));
+    rc = vfs_wal_restart(pair->wal, random_below(UINT32_MAX), 4000);
     lock_write(pair, SQLITE_SHM_UNLOCK);
     assert_true(rc == SQLITE_OK || rc == SQLITE_BUSY);
     assert_int_equal(max_frame(pair), rc == SQLITE_OK ? 0 : frame);
@@ -639,11 +639,11 @@ static void a_reader_of_frames_holds_a_checkpoint_back(void **state) {
   assert_int_equal(vfs_wal_safe_frame(pair.wal, frame, &busy_reader), reader.frame);
   assert_in_range(busy_reader, 1, 4);
   assert_int_equal(checkpoint(&pair, reader.snapshot.pages, &busy_reader), reader.frame);
-  assert_int_equal(vfs_wal_restart(pair.wal, 1), SQLITE_BUSY);
+  assert_int_equal(vfs_wal_restart(pair.wal, 1, 4000), SQLITE_BUSY);
   end_reader(&pair, &reader);
   assert_int_equal(checkpoint(&pair, pair.image.pages, &busy_reader), frame);
   assert_int_equal(busy_reader, 0);
-  assert_int_equal(vfs_wal_restart(pair.wal, 1), SQLITE_OK);
+  assert_int_equal(vfs_wal_restart(pair.wal, 1, 4000), SQLITE_OK);
   assert_sees(reader.db, &pair.image, pair.page_size);
   assert_int_equal(sqlite3_close(reader.db), SQLITE_OK);
   close_pair(&pair);
@@ -708,7 +708,7 @@ static void a_checkpoint_from_before_a_restart_marks_nothing(void **state) {
   replicate(&pair);
   uint32_t frame = checkpoint(&pair, pair.image.pages, &busy_reader), pages = pair.image.pages;
   assert_int_equal(vfs_wal_safe_frame(pair.wal, frame, &busy_reader), frame);
-  assert_int_equal(vfs_wal_restart(pair.wal, 77), SQLITE_OK);
+  assert_int_equal(vfs_wal_restart(pair.wal, 77, 4000), SQLITE_OK);
   while (max_frame(&pair) <= frame) replicate(&pair);
   assert_int_equal(vfs_wal_backfill(pair.wal, frame, pages), SQLITE_BUSY);
   vfs_wal_set_backfilled(pair.wal, frame);
@@ -717,7 +717,7 @@ static void a_checkpoint_from_before_a_restart_marks_nothing(void **state) {
   frame = checkpoint(&pair, pair.image.pages, &busy_reader);
   assert_int_equal(vfs_wal_safe_frame(pair.wal, frame, &busy_reader), frame);
   assert_int_equal(vfs_wal_backfill(pair.wal, frame, pair.image.pages), SQLITE_OK); /* nothing to do */
-  assert_int_equal(vfs_wal_restart(pair.wal, 78), SQLITE_OK);
+  assert_int_equal(vfs_wal_restart(pair.wal, 78, 4000), SQLITE_OK);
   while (max_frame(&pair) <= frame) replicate(&pair);
   vfs_wal_set_backfilled(pair.wal, frame);
   assert_int_equal(vfs_wal_backfilled(pair.wal), 0);
@@ -736,7 +736,7 @@ static void a_restarted_wal_takes_sqlites_transactions_and_ours(void **state) {
     replicate(&pair);
     checkpoint(&pair, pair.image.pages, &busy_reader);
     lock_write(&pair, SQLITE_SHM_LOCK);
-    assert_int_equal(vfs_wal_restart(pair.wal, random_below(UINT32_MAX)), SQLITE_OK);
+    assert_int_equal(vfs_wal_restart(pair.wal, random_below(UINT32_MAX), 4000), SQLITE_OK);
     lock_write(&pair, SQLITE_SHM_UNLOCK);
     assert_int_equal(vfs_wal_backfilled(pair.wal), 0);
     assert_sees(pair.replica, &pair.image, pair.page_size);

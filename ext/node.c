@@ -237,7 +237,7 @@ static int open_vote(struct node *node, char *text) {
 }
 
 /* A node that never ran gets its id and incarnation; one that did keeps them. */
-static int identify(struct node *node, const struct options *given, char *text) {
+static int identify(struct node *node, const struct options *given, const struct vfs_found *found, char *text) {
   if (node->hard_state.node != 0) {
     node->is_restart = true;
     node->id = node->hard_state.node;
@@ -248,6 +248,12 @@ static int identify(struct node *node, const struct options *given, char *text) 
                   node->folder, node->id);
     return SQLITE_OK;
   }
+  if (vfs_found_marked(found) > 0 && count_log_files(node) == 0)
+    return fail(SQLITE_CANTOPEN, text,
+                "%s/vote and %s/log are missing though %s was made from a log through entry %" PRIu64
+                ": this node no longer knows what it acknowledged. Restore the folder from a copy, or move it away and "
+                "let the node join anew",
+                node->folder, node->folder, node->path, vfs_found_marked(found));
   if (count_log_files(node) > 0)
     return fail(
         SQLITE_CANTOPEN, text,
@@ -346,13 +352,6 @@ static uint64_t last_term(const struct raft_start *start) {
 
 /* What was found must fit together. */
 static int check_found(struct node *node, const struct raft_start *start, const struct vfs_found *found, char *text) {
-  uint64_t marked = found->begun > found->checkpointed ? found->begun : found->checkpointed;
-  if (found->has_marks && marked > start->last_index)
-    return fail(
-        SQLITE_CORRUPT, text,
-        "%s/log ends at entry %" PRIu64 ", but %s holds the state at entry %" PRIu64
-        ": the end of the log is lost. Restore the folder from a copy, or move it away and let the node join anew",
-        node->folder, start->last_index, node->path, marked);
   /* Page 1 comes with entry 1, applied when it was durable. An empty log may not vote in its stead. */
   if (found->has_marks && start->last_index == 0 && node->hard_state.term > 0 && node->formation == NODE_FRESH)
     return fail(SQLITE_CORRUPT, text,
@@ -409,13 +408,14 @@ static uint32_t segment_bytes(uint64_t snapshot_threshold) {
   return bytes;
 }
 
-/* Opens the log; `entries` of *start is the caller's to free. */
-static int open_log(struct node *node, uint64_t snapshot_threshold, struct raft_start *start,
+/* Opens the log, which reaches entry `least`; `entries` of *start is the caller's to free. */
+static int open_log(struct node *node, uint64_t snapshot_threshold, uint64_t least, struct raft_start *start,
                     struct raft_configuration *configuration, char *text) {
   char path[OS_PATH_MAX + 16];
   struct raft_store_found found = {0};
   struct raft_store_options options = {.segment_bytes = segment_bytes(snapshot_threshold),
-                                       .cache_bytes = NODE_LOG_CACHE_BYTES};
+                                       .cache_bytes = NODE_LOG_CACHE_BYTES,
+                                       .last_index_least = least};
   snprintf(path, sizeof path, "%s/log", node->folder);
   int error = raft_store_open(node->os, path, &node->incarnation, &options, &found, &node->store, text);
   if (error) {
@@ -466,7 +466,7 @@ static bool is_sole_voter(const struct node *node, const struct raft_configurati
 static int start_again(struct node *node, struct raft_start *start, const struct vfs_found *found,
                        struct node_snapshot *snapshot, char *text) {
   struct raft_entry last;
-  uint64_t marked = found->begun > found->checkpointed ? found->begun : found->checkpointed;
+  uint64_t marked = vfs_found_marked(found);
   if (marked < node->snapshot_index) marked = node->snapshot_index;
   node->is_former = node->formation == NODE_FORMED;
   if (raft_store_read(node->store, start->last_index, 1, SIZE_MAX, &last) == 1) {
@@ -660,9 +660,10 @@ static int start_node(struct node *node, const struct options *given, struct raf
   if (code == SQLITE_OK) code = open_database(node, &kept, given, &found, text);
   if (code == SQLITE_OK) code = open_vote(node, text);
   if (code == SQLITE_OK && node->formation == NODE_BOOTSTRAPPING && !found.has_marks) code = discard_log(node, text);
-  if (code == SQLITE_OK) code = identify(node, given, text);
-  if (code == SQLITE_OK && node->is_restart) code = open_log(node, threshold, start, configuration, text);
-  if (code == SQLITE_OK) code = node_restore(node, &found, start, configuration, snapshot, text);
+  if (code == SQLITE_OK) code = identify(node, given, &found, text);
+  if (code == SQLITE_OK && node->is_restart)
+    code = open_log(node, threshold, vfs_found_marked(&found), start, configuration, text);
+  if (code == SQLITE_OK) code = node_restore(node, start, configuration, snapshot, text);
   if (code == SQLITE_OK && start->n_configurations > 0)
     code = check_members(node->path, node_start_latest(start), given, text);
   if (code == SQLITE_OK) code = settle_options(node, &kept, given, start->n_configurations == 0, text);
@@ -674,7 +675,7 @@ static int start_node(struct node *node, const struct options *given, struct raf
   code = open_forming(node, text);
   if (code == SQLITE_OK) code = attach_link(node, text);
   if (code == SQLITE_OK) code = write_identity(node, text);
-  if (code == SQLITE_OK && !node->is_restart) code = open_log(node, threshold, start, configuration, text);
+  if (code == SQLITE_OK && !node->is_restart) code = open_log(node, threshold, 0, start, configuration, text);
   if (code == SQLITE_OK && node->formation == NODE_BOOTSTRAPPING && start->n_configurations > 0)
     node->formation = NODE_FORMED;
   if (code == SQLITE_OK)

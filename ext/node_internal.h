@@ -509,8 +509,8 @@ void node_snapshot_close(struct node_snapshot *snapshot);
 ** At start, with the log as found: which snapshot counts, and what it says about the log that the log itself does not
 ** know any more. Ends an installation that a crash interrupted. SQLite error code, with a sentence.
 */
-int node_restore(struct node *node, const struct vfs_found *found, struct raft_start *start,
-                 struct raft_configuration *configuration, struct node_snapshot *snapshot, char *text);
+int node_restore(struct node *node, struct raft_start *start, struct raft_configuration *configuration,
+                 struct node_snapshot *snapshot, char *text);
 /*
 ** On the apply thread; mutex held, given up meanwhile. The snapshot at install_index becomes the database, and the log
 ** begins anew behind it, unless the log has got there by itself. VFS error, with a sentence.

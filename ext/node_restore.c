@@ -267,8 +267,8 @@ static int complete(struct raft_start *start, struct raft_configuration *configu
   return SQLITE_OK;
 }
 
-int node_restore(struct node *node, const struct vfs_found *found, struct raft_start *start,
-                 struct raft_configuration *configuration, struct node_snapshot *snapshot, char *text) {
+int node_restore(struct node *node, struct raft_start *start, struct raft_configuration *configuration,
+                 struct node_snapshot *snapshot, char *text) {
   int code = make_folder(node, text);
   if (code == SQLITE_OK) code = complete_term(node, start, text);
   if (code == SQLITE_OK) code = find_newest(node, start->first_index, snapshot, text);
@@ -282,11 +282,8 @@ int node_restore(struct node *node, const struct vfs_found *found, struct raft_s
   }
   if (!snapshot->reader && start->first_index == 1) return SQLITE_OK;
   code = check(node, start, snapshot, text);
-  /* A file that is ahead of the log is another matter: the end of the log is lost (check_found). */
-  uint64_t marked = found->begun > found->checkpointed ? found->begun : found->checkpointed;
   bool is_held = code == SQLITE_OK && term_in_log(start, snapshot->meta.index) == snapshot->meta.term;
-  if (code == SQLITE_OK && !is_held && marked <= start->last_index)
-    code = end_installation(node, start, snapshot, text);
+  if (code == SQLITE_OK && !is_held) code = end_installation(node, start, snapshot, text);
   if (code != SQLITE_OK || !snapshot->reader) return code;
   node->snapshot_index = snapshot->meta.index;
   code = complete(start, configuration, snapshot);

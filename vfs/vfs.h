@@ -105,6 +105,12 @@ struct vfs_found {
   uint64_t begun; /* a checkpoint to here may have been under way; these entries are committed */
 };
 
+/* Through here the log was durable and committed when the marks were written; 0 without marks. */
+static inline uint64_t vfs_found_marked(const struct vfs_found *found) {
+  if (!found->has_marks) return 0;
+  return found->begun > found->checkpointed ? found->begun : found->checkpointed;
+}
+
 /* A whole state of the database, page by page: from a view of it, a snapshot file, or the leader. */
 struct vfs_state_info {
   uint64_t index;    /* last change set in it */

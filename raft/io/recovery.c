@@ -456,6 +456,18 @@ static int rewrite_last(struct recovery *r, const struct image *image) {
   return error ? fail_path(r, error, path, "write the last batch again") : 0;
 }
 
+/* Before anything is written: whoever finds the lost end again must be able to put it back. */
+static int check_end(struct recovery *r) {
+  uint64_t last = r->first_index + r->n - 1;
+  if (last >= r->last_index_least) return 0;
+  return fail(
+      r, -EILSEQ,
+      "%s: the log ends at entry %llu, in %08x.log at offset %llu, but the database was made from entries through "
+      "%llu: the end of the log is lost. " ADVICE_DAMAGED,
+      r->folder, (unsigned long long)last, r->number, (unsigned long long)r->offset,
+      (unsigned long long)r->last_index_least);
+}
+
 static int replay_all(struct recovery *r, struct image *image, struct image *next) {
   bool removed;
   int error = load(r, r->base.number, image, &removed);
@@ -473,7 +485,8 @@ static int replay_all(struct recovery *r, struct image *image, struct image *nex
     *image = *next;
     *next = swap;
   }
-  error = settle_tail(r, image, next);
+  error = check_end(r);
+  if (error == 0) error = settle_tail(r, image, next);
   if (error == 0 && r->first_index != r->base.index + 1)
     error = fail_damaged(r, r->base.number, SEGMENT_HEADER_SIZE, "the log does not begin where it should");
   if (error == 0 && r->last_bytes) error = rewrite_last(r, image);
@@ -488,7 +501,7 @@ int recovery_run(struct recovery *r) {
   if (error == 0) error = open_base(r);
   if (error == 0) error = list_segments(r);
   if (error == 0) error = finish_cut(r);
-  if (error == 0 && r->last_number >= r->base.number) error = replay_all(r, &image, &next);
+  if (error == 0) error = r->last_number >= r->base.number ? replay_all(r, &image, &next) : check_end(r);
   free(image.bytes);
   free(next.bytes);
   return error;

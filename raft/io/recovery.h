@@ -21,6 +21,7 @@ struct recovery {
   struct os *os;
   const char *folder;
   struct raft_uuid incarnation;
+  uint64_t last_index_least;
   char *text; /* RAFT_STORE_TEXT_MAX bytes: the sentence when it fails */
 
   /* Found. The arrays are the caller's to free(), and base_file to close, also after a failure. */

@@ -1087,6 +1087,7 @@ int raft_store_open(struct os *os, const char *folder, const struct raft_uuid *i
                     const struct raft_store_options *options, struct raft_store_found *found, struct raft_store **store,
                     char *text) {
   struct recovery r = {.os = os, .folder = folder, .incarnation = *incarnation, .text = text};
+  r.last_index_least = options->last_index_least;
   *found = (struct raft_store_found){0};
   *store = NULL;
   int error = recovery_run(&r);

@@ -19,8 +19,9 @@
 struct raft_store;
 
 struct raft_store_options {
-  uint32_t segment_bytes; /* default 16 MiB when 0; a batch larger than that gets a segment of its own */
-  size_t cache_bytes;     /* payload bytes kept in memory beyond those not yet durable; default 32 MiB when 0 */
+  uint32_t segment_bytes;    /* default 16 MiB when 0; a batch larger than that gets a segment of its own */
+  uint64_t last_index_least; /* through here it was durable, as somebody else knows; 0: nothing is known */
+  size_t cache_bytes;        /* payload bytes kept in memory beyond those not yet durable; default 32 MiB when 0 */
 };
 
 /* What was found at start; `entries` is the caller's to free(). */
@@ -35,8 +36,8 @@ struct raft_store_found {
 
 /*
 ** Opens or makes the log in `folder`. `incarnation` is checked against the segments' own. A torn
-** last batch is cut. Damage in an earlier batch (it was acknowledged) is refused: -EILSEQ, with
-** file and offset in `text` (RAFT_STORE_TEXT_MAX bytes). Other errors: negative errno, text too.
+** last batch is cut. Damage in an earlier batch (it was acknowledged) or an end that is lost is refused: -EILSEQ, with
+** file and offset in `text` (RAFT_STORE_TEXT_MAX bytes), and nothing has been written then. Other errors: negative errno, text too.
 */
 int raft_store_open(struct os *os, const char *folder, const struct raft_uuid *incarnation,
                     const struct raft_store_options *options, struct raft_store_found *found, struct raft_store **store,

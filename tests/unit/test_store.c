@@ -679,6 +679,31 @@ static void a_missing_segment_is_refused(void **state) {
   sim_disk_free(disk);
 }
 
+static void an_end_that_is_lost_is_missed_before_anything_is_written(void **state) {
+  (void)state;
+  struct sim_disk *disk = sim_disk_new(12);
+  struct raft_store_found found;
+  char text[RAFT_STORE_TEXT_MAX];
+  struct raft_store *store = open_simple(sim_disk_os(disk), FOLDER);
+  append(store, 1, 1, 100, 1);
+  flush_or_fail(store);
+  sim_disk_crash(disk, SIM_DISK_KILL);
+  raft_store_close(store);
+  sim_disk_restart(disk);
+  uint64_t end = end_of(disk, FOLDER "/00000001.log");
+  struct raft_store_options least = options;
+  least.last_index_least = 2;
+  assert_int_equal(raft_store_open(sim_disk_os(disk), FOLDER, &incarnation, &least, &found, &store, text), -EILSEQ);
+  assert_non_null(strstr(text, "ends at entry 1, in 00000001.log at offset"));
+  assert_int_equal(end_of(disk, FOLDER "/00000001.log"), end); /* no seal: what is restored may begin here */
+  least.last_index_least = 1;
+  assert_int_equal(raft_store_open(sim_disk_os(disk), FOLDER, &incarnation, &least, &found, &store, text), 0);
+  free(found.entries);
+  raft_store_close(store);
+  assert_true(end_of(disk, FOLDER "/00000001.log") > end);
+  sim_disk_free(disk);
+}
+
 static void the_log_of_another_incarnation_is_refused(void **state) {
   (void)state;
   struct sim_disk *disk = sim_disk_new(12);
@@ -1176,6 +1201,7 @@ int main(void) {
       cmocka_unit_test(a_flipped_bit_in_the_last_batch_is_not_taken_for_a_torn_one),
       cmocka_unit_test(a_lost_sector_in_an_earlier_batch_is_refused),
       cmocka_unit_test(a_missing_segment_is_refused),
+      cmocka_unit_test(an_end_that_is_lost_is_missed_before_anything_is_written),
       cmocka_unit_test(the_log_of_another_incarnation_is_refused),
       cmocka_unit_test(damage_that_comes_later_is_found_by_reading),
       cmocka_unit_test(after_a_failed_write_every_flush_fails),

@@ -217,6 +217,8 @@ run_all = $(BEGIN); status=0; \
 
 SEED ?=
 SEEDS ?= 1..200
+SCALE ?= 1
+scaled = $(shell echo $$(($(1) * $(SCALE))))
 DAMAGE_SEEDS ?= 1..$(call scaled,300)
 MUTANT_SEEDS ?= 1..3000
 # Many seeds are shared by the cores, in slices large enough for each fault class to occur in each.
@@ -292,9 +294,7 @@ run-layers:
 
 # Real processes: Debian's python3 and sqlite3 with balsa.so. SCALE multiplies their rounds; one alone:
 # make cluster CLUSTER=cutoffs, or the script by hand (each says how).
-SCALE ?= 1
 PYTHON ?= /usr/bin/python3
-scaled = $(shell echo $$(($(1) * $(SCALE))))
 CLUSTER_kill = crash_rounds.py --mode kill --nodes 3 --rounds $(call scaled,3)
 CLUSTER_kill5 = crash_rounds.py --mode kill --nodes 5 --rounds $(call scaled,2)
 CLUSTER_stop = crash_rounds.py --mode stop --nodes 3 --rounds $(call scaled,1)

@@ -30,8 +30,8 @@ static bool may_campaign(const struct raft *raft) {
 void raft_draw_election_deadline(struct raft *raft) {
   const uint64_t election = raft->options.election_ns;
   raft->campaign_waits = false;
-  if (raft->role == RAFT_FOLLOWER && may_campaign(raft) && raft_is_alone(raft)) {
-    raft->election_deadline = raft->now; /* there is nobody to wait for */
+  if (raft->role == RAFT_FOLLOWER && raft->leader == 0 && may_campaign(raft) && raft_is_alone(raft)) {
+    raft->election_deadline = raft->now; /* there is nobody to wait for, but for a leader that is about to leave */
   } else {
     raft->election_deadline = raft_time_add(raft->now, election + next_random(raft) % election);
   }

@@ -16,7 +16,8 @@ uint64_t raft_lease_until(const struct raft *raft) {
   uint64_t acked[RAFT_MEMBERS_MAX] = {0};
   const struct raft_configuration *members = raft_members(raft);
   const int own = raft_own_place(raft);
-  if (raft->role != RAFT_LEADER || !raft_may_have_lease(raft)) {
+  /* One that leaves has no lease: the only voter that is left makes no promise to itself when it starts (election.c). */
+  if (raft->role != RAFT_LEADER || !raft_votes_itself(raft) || !raft_may_have_lease(raft)) {
     return 0;
   }
 #ifdef RAFT_MUTANT_LEASE_WITHOUT_CHECK_QUORUM

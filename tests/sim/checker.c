@@ -47,6 +47,10 @@ uint64_t sim_identity(const struct raft_entry *entry) {
   return id;
 }
 
+bool sim_is_configuration(uint64_t identity) {
+  return (identity >> 61) == 1;
+}
+
 /* ---- Log matching (paper figure 3) ---- */
 
 static struct sim_seen *find_seen(struct sim_checker *checker, uint64_t index, uint64_t term) {
@@ -109,6 +113,30 @@ static void check_completeness(struct sim *sim, const struct sim_node *node) {
   }
 }
 
+/* Does the member, by this incarnation, vote for that node? */
+static bool has_promised(const struct sim *sim, const struct raft_member *member, const struct sim_node *node) {
+  const struct sim_checker *checker = &sim->checker;
+  if (member->id == node->id)
+    return memcmp(&member->incarnation, &node->incarnation, sizeof node->incarnation) == 0;
+  for (size_t i = checker->n_votes; i-- > 0;) {
+    const struct sim_vote *vote = &checker->votes[i];
+    if (vote->term == node->term && vote->candidate == node->id && vote->slot == member->id - 1 &&
+        memcmp(&vote->incarnation, &member->incarnation, sizeof vote->incarnation) == 0)
+      return true;
+  }
+  return false;
+}
+
+/* Those that voted for it, as who they are in its own configuration, are a majority there. */
+static void check_election(struct sim *sim, const struct sim_node *node) {
+  const struct raft_configuration *configuration = raft_get_configuration(node->raft, NULL);
+  bool has[RAFT_MEMBERS_MAX] = {false};
+  for (uint32_t i = 0; i < configuration->n_members; i++)
+    has[i] = has_promised(sim, &configuration->members[i], node);
+  if (!sim_is_quorum(configuration, has))
+    sim_fail(sim, "node %" PRIu64 " leads term %" PRIu64 " without the votes of a majority", node->id, node->term);
+}
+
 void sim_check_role(struct sim *sim, const struct sim_node *node) {
   struct sim_checker *checker = &sim->checker;
   if (node->role != RAFT_LEADER) return;
@@ -125,7 +153,8 @@ void sim_check_role(struct sim *sim, const struct sim_node *node) {
   checker->leaders[checker->n_leaders++] = (struct sim_leader){
       .term = node->term, .slot = node->slot, .boot = node->boot};
   sim->counters[SIM_LEADER]++;
-  if (node->is_wiped) sim_fail(sim, "node %" PRIu64 " leads, but has lost its folder", node->id);
+  sim->counters[SIM_REJOINED] += node->is_new;
+  check_election(sim, node);
   check_completeness(sim, node);
 }
 
@@ -155,6 +184,7 @@ static void check_vote(struct sim *sim, const struct sim_node *node, uint64_t te
 
 void sim_check_sent(struct sim *sim, const struct sim_node *node, const struct raft_message *message) {
   if (node->has_failed) sim_fail(sim, "node %" PRIu64 " speaks after its disk failed", node->id);
+  sim->counters[SIM_TOLD] += message->type == RAFT_VOTE && message->hand_over;
   if (message->type == RAFT_VOTE) check_vote(sim, node, message->term, node->id);
   if (message->type == RAFT_VOTE_RESULT && !message->reject) check_vote(sim, node, message->term, message->to);
   if (!is_zero(&message->from_incarnation) &&
@@ -186,17 +216,30 @@ static void check_acknowledged(struct sim *sim, uint64_t index, uint64_t term, u
 }
 
 /*
-** What is committed is on the disks of a majority: those who acknowledged it can elect nobody who
-** lacks it. A folder that was lost since then is taken for one that had it.
+** What is committed is on the disks of a majority, by the configuration that was in force: those who acknowledged it can
+** elect nobody who lacks it. A folder that was lost since then is taken for one that had it.
 */
-static void check_durable(struct sim *sim, uint64_t index, uint64_t term) {
-  uint32_t n = 0;
-  for (uint32_t i = 0; i < sim->n_nodes; i++) {
-    const struct sim_node *node = &sim->nodes[i];
-    n += node->is_wiped || (node->durable.n >= index && node->durable.marks[index - 1].term == term);
+static void check_durable(struct sim *sim, const struct sim_node *node, uint64_t index, uint64_t term) {
+  uint64_t at;
+  const struct raft_configuration *configuration = raft_get_configuration_at(node->raft, node->decided_by, &at);
+  bool has[RAFT_MEMBERS_MAX] = {false};
+  for (uint32_t i = 0; configuration && i < configuration->n_members; i++) {
+    const struct raft_member *member = &configuration->members[i];
+    const struct sim_node *holder = &sim->nodes[member->id - 1];
+    has[i] = memcmp(&holder->incarnation, &member->incarnation, sizeof member->incarnation) != 0 ||
+             (holder->durable.n >= index && holder->durable.marks[index - 1].term == term);
   }
-  if (n < sim_quorum(sim))
-    sim_fail(sim, "entry %" PRIu64 " of term %" PRIu64 " is committed, but on %u disks only", index, term, n);
+  if (!configuration || !sim_is_quorum(configuration, has))
+    sim_fail(sim, "entry %" PRIu64 " of term %" PRIu64 " is committed, but not on the disks of a majority", index,
+             term);
+}
+
+static void note_configuration(struct sim *sim, uint64_t index) {
+  const struct sim_configuration *committed = sim_committed_configuration(sim, index);
+  bool is_joint = false;
+  for (uint32_t i = 0; committed && i < committed->value.n_members; i++)
+    is_joint = is_joint || (committed->value.members[i].roles & RAFT_VOTER_OLD);
+  sim->counters[SIM_JOINT] += is_joint;
 }
 
 void sim_check_commit(struct sim *sim, struct sim_node *node, uint64_t commit_index) {
@@ -207,7 +250,6 @@ void sim_check_commit(struct sim *sim, struct sim_node *node, uint64_t commit_in
              commit_index, node->commit_index, node->log.n);
     return;
   }
-  if (node->is_wiped && commit_index > 0) sim_fail(sim, "node %" PRIu64 " commits, but has lost its folder", node->id);
   for (uint64_t index = node->commit_index + 1; index <= commit_index; index++) {
     const uint64_t term = raft_term_at(node->raft, index);
     uint64_t identity;
@@ -222,7 +264,8 @@ void sim_check_commit(struct sim *sim, struct sim_node *node, uint64_t commit_in
           .by_term = node->term,
           .state = sim_state_after(state, index, term, identity)};
       check_acknowledged(sim, index, term, identity);
-      check_durable(sim, index, term);
+      check_durable(sim, node, index, term);
+      if (sim_is_configuration(identity)) note_configuration(sim, index);
     } else if (checker->committed[index - 1].term != term || checker->committed[index - 1].identity != identity) {
       sim_fail(sim,
                "state-machine safety: node %" PRIu64 " has committed entry %" PRIu64 " of term %" PRIu64
@@ -246,6 +289,11 @@ void sim_check_install(struct sim *sim, struct sim_node *node) {
     sim_fail(sim, "node %" PRIu64 " has a snapshot of what was never committed: %" PRIu64, node->id, index);
     return;
   }
+  const struct sim_configuration *configuration = sim_committed_configuration(sim, index);
+  if (!configuration || configuration->index != node->snapshot.configuration_index ||
+      raft_configuration_size(&configuration->value) != raft_configuration_size(&node->snapshot.configuration))
+    sim_fail(sim, "node %" PRIu64 ": snapshot %" PRIu64 " has another configuration than was in force there", node->id,
+             index);
   node->commit_index = index;
   node->state = node->snapshot.state;
 }
@@ -380,5 +428,5 @@ void sim_check_end(struct sim *sim) {
       sim_fail(sim, "proposal %zu was acknowledged and is nowhere", i + 1);
   free(times);
   for (uint32_t i = 0; i < sim->n_nodes && !sim->has_failed; i++)
-    if (!sim->nodes[i].is_wiped) check_end_of_node(sim, &sim->nodes[i]);
+    if (sim_is_member(sim, &sim->nodes[i])) check_end_of_node(sim, &sim->nodes[i]);
 }

@@ -77,14 +77,8 @@ static void toggle_full(struct sim *sim, struct sim_node *node) {
   SIM_TRACE(sim, "disk of node %" PRIu64 " is %s", node->id, node->is_full ? "full" : "not full");
 }
 
-/* A minority at most, and so that the others are a majority that can go on. */
-static bool may_wipe(const struct sim *sim, const struct sim_node *node) {
-  return !node->is_wiped && sim->checker.n_committed >= 2 && sim->faults.n_wiped + 1 <= (sim->n_nodes - 1) / 2;
-}
-
 static void wipe(struct sim *sim, struct sim_node *node, uint64_t down_ns) {
-  if (!may_wipe(sim, node)) return;
-  sim->faults.n_wiped++;
+  if (!sim_may_wipe(sim, node)) return;
   sim_node_wipe(sim, node, down_ns);
 }
 
@@ -138,6 +132,12 @@ static void happen_unelectable(struct sim *sim, struct sim_node *node) {
   sim_node_set_electable(sim, node, node->is_unelectable);
 }
 
+static void happen_hand_over(struct sim *sim, struct sim_node *node) {
+  (void)node;
+  struct sim_node *leader = sim_faults_leader(sim);
+  if (leader) sim_members_hand_over(sim, leader);
+}
+
 static void strike(struct sim *sim, struct sim_node *node) {
   const struct sim_profile *profile = sim->profile;
   const struct fault faults[] = {
@@ -153,6 +153,7 @@ static void strike(struct sim *sim, struct sim_node *node) {
       {profile->sync_failure, happen_sync_failure},
       {profile->wipe, happen_wipe},
       {profile->unelectable, happen_unelectable},
+      {profile->hand_over, happen_hand_over},
   };
   const size_t n = sizeof faults / sizeof faults[0];
   uint64_t total = 0;
@@ -348,7 +349,7 @@ static void play_wipe(struct sim *sim) {
     /* As many stay behind as may without stopping the others. */
     uint32_t behind = (sim->n_nodes - 1) / 2;
     for (uint32_t i = 0; i < sim->n_nodes && behind > 0; i++) {
-      if (i == leader->slot || i == helper->slot || sim->nodes[i].is_wiped) continue;
+      if (i == leader->slot || i == helper->slot || !sim_is_member(sim, &sim->nodes[i])) continue;
       sim_network_isolate(sim, i, true, true);
       behind--;
     }

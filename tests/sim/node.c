@@ -137,6 +137,7 @@ static void set_log(struct sim *sim, struct sim_node *node, const struct raft_en
   node->log.marks[node->log.n++] = mark;
   if (entry->index < node->log_changed) node->log_changed = entry->index;
   sim_check_append(sim, node, entry->index, mark.term, mark.identity, prev_term);
+  if (entry->type == RAFT_ENTRY_CONFIGURATION && mark.identity != 0) sim_check_configuration(sim, node, entry);
 }
 
 static void truncate_log(struct sim *sim, struct sim_node *node, uint64_t from) {
@@ -147,21 +148,34 @@ static void truncate_log(struct sim *sim, struct sim_node *node, uint64_t from) 
              node->commit_index);
     return;
   }
+  for (uint64_t index = from; index <= node->log.n; index++)
+    sim->counters[SIM_ROLLED_BACK] += sim_is_configuration(node->log.marks[index - 1].identity);
   if (from <= node->log.n) node->log.n = (size_t)from - 1;
   if (from < node->log_changed) node->log_changed = from;
 }
 
 static const struct raft_entry *find_entry(const struct sim_node *node, const struct raft_work *work,
-                                           const struct sim_packet *received, uint64_t index, struct raft_entry *noop) {
+                                           const struct sim_packet *received, uint64_t index, struct raft_entry *own) {
   if (received && index > received->message.index && index - received->message.index <= received->n)
     return &received->entries[index - received->message.index - 1];
   if (work->noop && index == work->append_last) {
-    *noop = (struct raft_entry){.type = RAFT_ENTRY_NOOP,
-                                .term = work->term,
-                                .index = index,
-                                .origin = node->incarnation,
-                                .origin_sequence = node->sequence};
-    return noop;
+    *own = (struct raft_entry){.type = RAFT_ENTRY_NOOP,
+                               .term = work->term,
+                               .index = index,
+                               .origin = node->incarnation,
+                               .origin_sequence = node->sequence};
+    return own;
+  }
+  if (index == work->configuration_index) {
+    const struct raft_configuration *configuration = raft_get_configuration(node->raft, NULL);
+    *own = (struct raft_entry){.type = RAFT_ENTRY_CONFIGURATION,
+                               .term = work->term,
+                               .index = index,
+                               .origin = node->incarnation,
+                               .origin_sequence = node->sequence,
+                               .payload = raft_payload_new((uint32_t)raft_configuration_size(configuration))};
+    raft_configuration_encode(configuration, own->payload->bytes);
+    return own;
   }
   for (size_t i = node->n_staged; i-- > 0;)
     if (node->staged[i].index == index) return &node->staged[i];
@@ -204,8 +218,8 @@ static void begin_anew(struct sim *sim, struct sim_node *node, const struct raft
 static void append(struct sim *sim, struct sim_node *node, const struct raft_work *work,
                    const struct sim_packet *received) {
   for (uint64_t index = work->append_first; index <= work->append_last; index++) {
-    struct raft_entry noop;
-    const struct raft_entry *entry = find_entry(node, work, received, index, &noop);
+    struct raft_entry own = {0};
+    const struct raft_entry *entry = find_entry(node, work, received, index, &own);
     if (!entry || index != node->log.n + 1) {
       sim_fail(sim, "node %" PRIu64 " is to append entry %" PRIu64 ": %s", node->id, index,
                entry ? "it is not the next one" : "its payload never came");
@@ -216,6 +230,7 @@ static void append(struct sim *sim, struct sim_node *node, const struct raft_wor
       return;
     }
     set_log(sim, node, entry);
+    if (entry == &own) raft_payload_unref(own.payload);
   }
 }
 
@@ -324,7 +339,11 @@ static void take_work(struct sim *sim, struct sim_node *node, const struct sim_p
   const uint64_t committed_before = node->commit_index;
   struct raft_work work;
   while (!sim->has_failed && raft_take_work(node->raft, &work)) {
+    uint64_t latest;
+    (void)raft_get_configuration(node->raft, &latest);
     node->term = work.term;
+    /* One that was appended in this event did not decide in it: what comes of a commit comes after it. */
+    node->decided_by = work.configuration_index > 0 ? work.configuration_index - 1 : latest;
     if (work.persist > 0) persist(sim, node, &work, received);
     for (size_t i = 0; i < work.n_messages && !sim->has_failed; i++) send(sim, node, &work.messages[i]);
     if (work.role_changed) note_role(sim, node, &work);
@@ -362,6 +381,28 @@ static void receive(struct sim *sim, struct sim_node *node, struct sim_packet *p
   raft_receive(node->raft, local_now(sim, node), &packet->message);
   take_work(sim, node, packet);
   sim_packet_free(packet);
+}
+
+void sim_node_change(struct sim *sim, struct sim_node *node, const struct raft_change *changes, size_t n) {
+  uint64_t index = 0;
+  if (!sim_node_runs(node) || node->is_paused) return;
+  const int rc = raft_change_members(node->raft, local_now(sim, node), changes, n, &index);
+  for (size_t i = 0; i < n; i++)
+    SIM_TRACE(sim, "node %" PRIu64 " is asked for change %d of node %" PRIu64 ": %s", node->id, (int)changes[i].type,
+              changes[i].id, raft_error_text(rc));
+  sim->counters[rc == 0 ? SIM_CHANGE : SIM_CHANGE_REFUSED]++;
+  if (rc == 0 && node->role != RAFT_LEADER)
+    sim_fail(sim, "node %" PRIu64 " changes the members, but does not lead", node->id);
+  take_work(sim, node, NULL);
+}
+
+void sim_node_hand_over(struct sim *sim, struct sim_node *node, uint64_t to) {
+  if (!sim_node_runs(node) || node->is_paused) return;
+  const int rc = raft_hand_over(node->raft, local_now(sim, node), to);
+  SIM_TRACE(sim, "node %" PRIu64 " is asked to hand over to %" PRIu64 ": %s", node->id, to, raft_error_text(rc));
+  sim->counters[rc == 0 ? SIM_HAND_OVER : SIM_HAND_OVER_REFUSED]++;
+  if (rc == 0 && node->role != RAFT_LEADER) sim_fail(sim, "node %" PRIu64 " hands over, but does not lead", node->id);
+  take_work(sim, node, NULL);
 }
 
 static void into_inbox(struct sim_node *node, struct sim_inbox_item item) {
@@ -571,30 +612,39 @@ void sim_node_wipe(struct sim *sim, struct sim_node *node, uint64_t down_ns) {
   sim->counters[SIM_WIPE]++;
   late_disk_wipe(node->disk);
   node->incarnation = new_uuid(sim);
-  node->is_wiped = true;
+  node->is_new = true;
   sim_snapshot_forget(node);
   node->log.n = node->issued.n = node->durable.n = 0;
   node->durable_state = node->issued_state = (struct raft_hard_state){0};
   node->durable_commit = 0;
 }
 
-/* The latest configuration in the log, from its payload on disk. */
-static bool find_configuration(struct sim *sim, struct sim_node *node, const struct raft_store_found *found,
-                               struct raft_configuration *configuration, uint64_t *index) {
-  for (uint64_t i = found->last_index; i >= found->first_index && i > 0; i--) {
+/* All configurations of the log, from their payloads on disk, and before them that of the snapshot. Returns how many. */
+static size_t find_configurations(struct sim *sim, struct sim_node *node, const struct raft_store_found *found,
+                                  struct raft_start_configuration **list, struct raft_configuration **values) {
+  size_t n = 0, capacity = (size_t)(found->last_index + 2 - found->first_index);
+  *list = sim_new(capacity * sizeof **list);
+  *values = sim_new(capacity * sizeof **values);
+  if (node->snapshot.index > 0) {
+    (*values)[0] = node->snapshot.configuration;
+    (*list)[n++] = (struct raft_start_configuration){.index = node->snapshot.configuration_index,
+                                                     .configuration = &(*values)[0]};
+  }
+  for (uint64_t i = found->first_index; i <= found->last_index; i++) {
     if (found->entries[i - found->first_index].type != RAFT_ENTRY_CONFIGURATION) continue;
+    if (n > 0 && i <= (*list)[n - 1].index) continue;
     struct raft_entry entry;
     if (raft_store_read(node->store, i, 1, 1, &entry) != 1) {
       sim_fail(sim, "node %" PRIu64 ": configuration %" PRIu64 " can't be read", node->id, i);
-      return false;
+      break;
     }
-    const int rc = raft_configuration_decode(entry.payload->bytes, entry.payload->size, configuration);
+    const int rc = raft_configuration_decode(entry.payload->bytes, entry.payload->size, &(*values)[n]);
     raft_payload_unref(entry.payload);
     if (rc != 0) sim_fail(sim, "node %" PRIu64 ": configuration %" PRIu64 " is damaged", node->id, i);
-    *index = i;
-    return rc == 0;
+    (*list)[n] = (struct raft_start_configuration){.index = i, .configuration = &(*values)[n]};
+    n++;
   }
-  return false;
+  return n;
 }
 
 /* Entry 1, and those of a database that exists already, as the node that forms the cluster writes them. */
@@ -657,13 +707,12 @@ static int follow_snapshot(struct sim *sim, struct sim_node *node, struct raft_s
 
 static void open_core(struct sim *sim, struct sim_node *node, const struct raft_hard_state *state,
                       const struct raft_store_found *found) {
-  struct raft_configuration configuration = sim->configuration;
+  struct raft_configuration *values;
+  struct raft_start_configuration *configurations;
   struct raft_term_start *terms;
-  uint64_t configuration_index = 1;
   size_t n_terms = sim_snapshot_terms(&node->snapshot, &terms);
   while (n_terms > 0 && terms[n_terms - 1].index >= found->first_index) n_terms--;
-  const bool has = find_configuration(sim, node, found, &configuration, &configuration_index) ||
-                   node->snapshot.index > 0;
+  const size_t n_configurations = find_configurations(sim, node, found, &configurations, &values);
   const uint64_t commit = node->durable_commit > node->commit_index ? node->durable_commit : node->commit_index;
   const struct raft_options options = {.id = node->id,
                                        .incarnation = node->incarnation,
@@ -684,12 +733,13 @@ static void open_core(struct sim *sim, struct sim_node *node, const struct raft_
                                    .commit_index = commit,
                                    .terms = terms,
                                    .n_terms = n_terms,
-                                   .configurations = &(struct raft_start_configuration){configuration_index,
-                                                                                        &configuration},
-                                   .n_configurations = has,
+                                   .configurations = configurations,
+                                   .n_configurations = n_configurations,
                                    .restarted = state->node != 0};
   const int rc = raft_open(&options, &start, &node->raft);
   free(terms);
+  free(configurations);
+  free(values);
   if (rc != 0) sim_fail(sim, "node %" PRIu64 ": the core does not open: %s", node->id, raft_error_text(rc));
 }
 
@@ -751,7 +801,7 @@ void sim_node_start(struct sim *sim, struct sim_node *node) {
   if (sim->has_failed) return;
   node->term = state.term;
   take_work(sim, node, NULL);
-  if (node->slot == 0 && is_fresh && !node->is_wiped) form(sim, node);
+  if (node->slot == 0 && is_fresh && !node->is_new) form(sim, node);
 }
 
 void sim_node_handle(struct sim *sim, const struct sim_event *event) {

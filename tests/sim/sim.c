@@ -38,7 +38,7 @@ void sim_schedule(struct sim *sim, uint64_t after_ns, enum sim_event_kind kind, 
 
 /* ---- One run ---- */
 
-static void make_configuration(struct sim *sim) {
+static void make_configuration(struct sim *sim, uint32_t n_members) {
   struct raft_configuration *configuration = &sim->configuration;
   for (size_t i = 0; i < RAFT_UUID_SIZE; i++) {
     configuration->cluster.bytes[i] = (uint8_t)sim_random_next(&sim->random);
@@ -47,8 +47,8 @@ static void make_configuration(struct sim *sim) {
   configuration->settings = (struct raft_settings){.election_ms = (uint32_t)(sim->election_ns / SIM_MS),
                                                    .heartbeat_ms = (uint32_t)(sim->heartbeat_ns / SIM_MS),
                                                    .page_size = 4096};
-  configuration->n_members = sim->n_nodes;
-  for (uint32_t i = 0; i < sim->n_nodes; i++) {
+  configuration->n_members = n_members;
+  for (uint32_t i = 0; i < n_members; i++) {
     struct raft_member *member = &configuration->members[i];
     *member = (struct raft_member){
         .id = sim->nodes[i].id, .incarnation = sim->nodes[i].incarnation, .roles = RAFT_VOTER_NEW};
@@ -71,7 +71,9 @@ static void make_first_state(struct sim *sim) {
 static void begin(struct sim *sim) {
   struct sim_random *random = &sim->random;
   static const uint32_t drifts[] = {1, 10, 50, 100};
-  sim->n_nodes = (uint32_t)sim_random_between(random, sim->profile->nodes_min, sim->profile->nodes_max);
+  const uint32_t n_members = (uint32_t)sim_random_between(random, sim->profile->nodes_min, sim->profile->nodes_max);
+  sim->n_nodes = n_members + (uint32_t)sim_random_between(random, 0, sim->profile->spares);
+  if (sim->n_nodes > SIM_NODES_MAX) sim->n_nodes = SIM_NODES_MAX;
   sim->election_ns = sim_random_between(random, 60, 200) * SIM_MS;
   sim->heartbeat_ns = sim->election_ns / SIM_MS / sim_random_between(random, 4, 12) * SIM_MS;
   sim->drift_permille = drifts[sim_random_below(random, 4)];
@@ -89,7 +91,7 @@ static void begin(struct sim *sim) {
   const bool one_at_a_time = sim->seed % 2 == 0 && sim->batch_bytes >= 2000 && sim->window_bytes >= 2000;
   sim->round_trip_short_ns = one_at_a_time ? 20 * SIM_MS : 0;
   for (uint32_t i = 0; i < sim->n_nodes; i++) sim_node_init(sim, i);
-  make_configuration(sim);
+  make_configuration(sim, n_members);
   make_first_state(sim);
   sim_faults_begin(sim);
   for (uint32_t i = 0; i < sim->n_nodes && !sim->has_failed; i++) sim_node_start(sim, &sim->nodes[i]);
@@ -120,26 +122,6 @@ static bool run_until(struct sim *sim, uint64_t time, bool (*done)(struct sim *s
   return false;
 }
 
-/*
-** A random majority of those that still are who they were. While nothing is committed only the node
-** that forms the cluster knows of it, and must be among them.
-*/
-static void choose_majority(struct sim *sim, bool members[SIM_NODES_MAX]) {
-  uint32_t slots[SIM_NODES_MAX] = {0}, n = 0;
-  for (uint32_t i = 0; i < sim->n_nodes; i++)
-    if (!sim->nodes[i].is_wiped) slots[n++] = i;
-  const uint32_t wanted = (uint32_t)sim_random_between(&sim->random, sim_quorum(sim), n);
-  memset(members, 0, SIM_NODES_MAX * sizeof members[0]);
-  for (uint32_t i = 0; i < wanted; i++) {
-    const bool is_settled = i == 0 && sim->checker.n_committed == 0;
-    const uint32_t j = is_settled ? 0 : i + (uint32_t)sim_random_below(&sim->random, n - i);
-    const uint32_t chosen = slots[j];
-    slots[j] = slots[i];
-    slots[i] = chosen;
-    members[chosen] = true;
-  }
-}
-
 struct progress {
   uint64_t next_at;
   size_t first; /* operations from here on count */
@@ -163,7 +145,8 @@ static bool has_progressed(struct sim *sim, void *ctx) {
 
 static void check_progress(struct sim *sim) {
   bool members[SIM_NODES_MAX];
-  choose_majority(sim, members);
+  sim_choose_majority(sim, members);
+  if (sim->has_failed) return;
   char text[2 * SIM_NODES_MAX + 1] = "";
   for (uint32_t i = 0; i < sim->n_nodes; i++)
     if (members[i]) snprintf(text + strlen(text), sizeof text - strlen(text), " %u", i + 1);
@@ -181,15 +164,15 @@ static bool have_converged(struct sim *sim, void *ctx) {
   (void)ctx;
   for (uint32_t i = 0; i < sim->n_nodes; i++) {
     const struct sim_node *node = &sim->nodes[i];
-    if (node->is_wiped) continue;
+    if (!sim_is_member(sim, node)) continue;
     if (!sim_node_runs(node) || node->commit_index != sim->checker.n_committed ||
         node->log.n != sim->checker.n_committed || node->persist_done != node->persist_given)
       return false;
   }
   const struct sim_node *leader = sim_faults_leader(sim);
   for (uint32_t i = 0; leader && i < sim->n_nodes; i++)
-    if (!sim->nodes[i].is_wiped && sim->nodes[i].leader != leader->id) return false;
-  return leader != NULL;
+    if (sim_is_member(sim, &sim->nodes[i]) && sim->nodes[i].leader != leader->id) return false;
+  return leader != NULL && sim_is_settled(sim);
 }
 
 static bool is_answered(struct sim *sim, void *ctx) {
@@ -210,7 +193,7 @@ static void check_convergence(struct sim *sim) {
   }
   size_t first = sim->workload.n_reads;
   for (uint32_t i = 0; i < sim->n_nodes && !sim->has_failed; i++)
-    if (!sim->nodes[i].is_wiped) sim_workload_read(sim, &sim->nodes[i], RAFT_READ_QUORUM);
+    if (sim_is_member(sim, &sim->nodes[i])) sim_workload_read(sim, &sim->nodes[i], RAFT_READ_QUORUM);
   if (!run_until(sim, sim->now + 2 * sim->election_ns, is_answered, &first))
     sim_fail(sim, "all is healed, and a read gets no answer");
   if (!sim->has_failed) sim_check_end(sim);
@@ -239,6 +222,8 @@ static void finish(struct sim *sim) {
   free(sim->checker.seen);
   free(sim->checker.leaders);
   free(sim->checker.votes);
+  for (size_t i = 0; i < sim->checker.n_configurations; i++) free(sim->checker.configurations[i]);
+  free(sim->checker.configurations);
   free(sim->workload.operations);
   free(sim->workload.reads);
 }

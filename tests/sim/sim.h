@@ -1,5 +1,5 @@
 /*
-** A whole cluster in one thread, from one seed: 3 to 7 real cores, each with the real store and
+** A whole cluster in one thread, from one seed: 1 to 7 real cores, each with the real store and
 ** the real hard state over a disk, a network and clocks that are simulated, in virtual time.
 **
 ** One run: a random cluster forms; clients write, read and ask for fates while faults of the
@@ -48,11 +48,20 @@
   X(CLOCK_RATE, "nodes with a fast clock")                                                                             \
   X(CLOCK_OFFSET, "clocks set anew by a restart")                                                                      \
   X(WIPE, "folders lost")                                                                                              \
-  X(NOT_ELECTABLE, "nodes told not to campaign")
+  X(NOT_ELECTABLE, "nodes told not to campaign")                                                                       \
+  X(CHANGE, "changes of the members begun")                                                                            \
+  X(HAND_OVER, "hand-overs begun")
 
 #define SIM_FACTS(X)                                                                                                   \
   X(EVENT, "events")                                                                                                   \
   X(LEADER, "leaders elected")                                                                                         \
+  X(TOLD, "campaigns at the leader's word")                                                                            \
+  X(CONFIGURATION, "configurations")                                                                                   \
+  X(JOINT, "joint configurations committed")                                                                           \
+  X(CHANGE_REFUSED, "changes refused")                                                                                 \
+  X(HAND_OVER_REFUSED, "hand-overs refused")                                                                           \
+  X(REJOINED, "new incarnations that lead")                                                                            \
+  X(ROLLED_BACK, "configurations rolled back")                                                                         \
   X(PROPOSED, "entries proposed")                                                                                      \
   X(COMMITTED, "entries acknowledged")                                                                                 \
   X(LOST, "entries told lost")                                                                                         \
@@ -150,6 +159,8 @@ struct sim_inbox_item {
 /* A snapshot: what it says, and its file. */
 struct sim_snapshot {
   uint64_t index, term, state; /* index 0: none */
+  uint64_t configuration_index;
+  struct raft_configuration configuration; /* in force there */
   uint8_t *bytes;
   size_t size;
 };
@@ -172,7 +183,8 @@ struct sim_node {
   uint64_t id;
   struct raft_uuid incarnation;
   uint32_t boot;
-  bool is_up, is_paused, is_wiped, is_formed, has_failed, is_unelectable;
+  bool is_new; /* it is not the incarnation that it was at first: that has lost its folder */
+  bool is_up, is_paused, is_formed, has_failed, is_unelectable;
   struct sim_clock clock;
   uint64_t tick_at, tick_generation, last_now, paused_at;
 
@@ -187,6 +199,7 @@ struct sim_node {
   struct raft_hard_state queued_state, durable_state, issued_state;
   bool has_queued_state;
 
+  uint64_t decided_by; /* index of the configuration that the core's last commit needed */
   uint64_t persist_given, persist_done; /* core's numbers */
   bool is_writing;
   int write_rc;
@@ -226,6 +239,11 @@ struct sim_committed {
   uint64_t state;   /* after it */
 };
 
+struct sim_configuration { /* that was in any log */
+  uint64_t index, term;
+  struct raft_configuration value;
+};
+
 struct sim_checker {
   struct sim_committed *committed; /* entry i is committed[i-1] */
   size_t n_committed, committed_capacity;
@@ -244,6 +262,8 @@ struct sim_checker {
     struct raft_uuid incarnation;
   } * votes;
   size_t n_votes, votes_capacity;
+  struct sim_configuration **configurations;
+  size_t n_configurations, configurations_capacity;
 };
 
 /* ---- Clients ---- */
@@ -287,12 +307,13 @@ enum sim_play {
 struct sim_profile {
   const char *name;
   enum sim_play play;
-  uint32_t nodes_min, nodes_max;
+  uint32_t nodes_min, nodes_max; /* members at first */
+  uint32_t spares;               /* as many more nodes at most, which are none */
   uint32_t loss_permille, duplicate_permille, late_permille; /* highest; drawn below */
   uint32_t fault_every_percent; /* mean time between faults at large, percent of an election time-out; 0: none */
   /* Weights of faults at large. */
   uint8_t partition, one_way, isolate_leader, heal, pause, crash, crash_all, slow_disk, full_disk, sync_failure, wipe,
-      unelectable;
+      unelectable, change, hand_over;
   uint32_t client_every_us;    /* mean time between client steps */
   uint8_t propose, read, fate; /* weights */
   bool small_batches;          /* one entry per APPEND */
@@ -304,7 +325,6 @@ struct sim_faults {
   uint32_t step;
   uint64_t until;
   uint32_t leader, helper, victim; /* of the play under way */
-  uint32_t n_wiped;
   uint64_t seen_leaders;
 };
 
@@ -321,7 +341,10 @@ struct sim {
   struct sim_checker checker;
   struct sim_workload workload;
   struct sim_faults faults;
-  struct raft_configuration configuration;
+  struct raft_configuration configuration; /* the first one */
+  struct {
+    uint32_t wanted; /* voters that the administrator would like to have */
+  } members;
   uint32_t n_first; /* operations of the first state, which forms the log with the configuration */
   uint64_t election_ns, heartbeat_ns;
   uint32_t drift_permille, window_bytes, batch_bytes, segment_bytes, cache_bytes;
@@ -339,9 +362,6 @@ struct sim {
 void sim_fail(struct sim *sim, const char *format, ...) __attribute__((format(printf, 2, 3)));
 void sim_schedule(struct sim *sim, uint64_t after_ns, enum sim_event_kind kind, uint32_t node, uint64_t number,
                   void *data);
-static inline uint32_t sim_quorum(const struct sim *sim) {
-  return sim->n_nodes / 2 + 1;
-}
 
 /* ---- trace.c ---- */
 
@@ -390,6 +410,9 @@ void sim_node_handle(struct sim *sim, const struct sim_event *event);
 /* Entries `from` … of the workload, proposed at once. */
 void sim_node_propose(struct sim *sim, struct sim_node *node, uint64_t id, uint32_t n);
 void sim_node_read(struct sim *sim, struct sim_node *node, uint64_t context);
+/* The administrator asks; what is refused is not asked again. A node that is paused is not asked. */
+void sim_node_change(struct sim *sim, struct sim_node *node, const struct raft_change *changes, size_t n);
+void sim_node_hand_over(struct sim *sim, struct sim_node *node, uint64_t to);
 /* Reads the entry of its log; false if the store failed (reported). */
 bool sim_node_entry(struct sim *sim, struct sim_node *node, uint64_t index, struct raft_entry *entry);
 void sim_node_close(struct sim *sim, struct sim_node *node);
@@ -403,6 +426,7 @@ static inline bool sim_node_runs(const struct sim_node *node) {
 struct raft_payload *sim_payload_new(uint64_t id);
 /* One number that says what an entry is; checks the payload's bytes. 0: damaged. */
 uint64_t sim_identity(const struct raft_entry *entry);
+bool sim_is_configuration(uint64_t identity);
 
 void sim_check_append(struct sim *sim, const struct sim_node *node, uint64_t index, uint64_t term, uint64_t identity,
                       uint64_t prev_term);
@@ -418,6 +442,26 @@ void sim_check_recovered(struct sim *sim, struct sim_node *node, const struct ra
 void sim_check_install(struct sim *sim, struct sim_node *node);
 /* All nodes that can agree by now: the same log, every fate told and true. */
 void sim_check_end(struct sim *sim);
+
+/* ---- members.c ---- */
+
+/* Are those that have it a majority of each set? In the order of the members. */
+bool sim_is_quorum(const struct raft_configuration *configuration, const bool has[RAFT_MEMBERS_MAX]);
+/* The last one committed at or before `index`; NULL: none. */
+const struct sim_configuration *sim_committed_configuration(const struct sim *sim, uint64_t index);
+/* By the last configuration that is committed. */
+bool sim_is_member(const struct sim *sim, const struct sim_node *node);
+/* No change is left to finish. */
+bool sim_is_settled(struct sim *sim);
+/* A configuration came into the node's log, which ends just before it. */
+void sim_check_configuration(struct sim *sim, const struct sim_node *node, const struct raft_entry *entry);
+/* May it lose its folder for good, as far as the others are concerned? */
+bool sim_may_wipe(struct sim *sim, struct sim_node *node);
+/* Random nodes that can go on by themselves. */
+void sim_choose_majority(struct sim *sim, bool chosen[SIM_NODES_MAX]);
+/* The administrator asks this leader for something. */
+void sim_members_change(struct sim *sim, struct sim_node *leader);
+void sim_members_hand_over(struct sim *sim, struct sim_node *leader);
 
 /* ---- snapshots.c ---- */
 

@@ -13,6 +13,7 @@
 **   24     8  n: number of terms
 **   32     …  n times (term, first index)
 **    …     …  bytes that follow from the index
+**    …   512  configuration in force there: its index, its size, its bytes, zeros
 **   -8     8  sum of all bytes before it
 */
 #include <errno.h>
@@ -25,6 +26,7 @@
 #define FILLER_MIN 200u
 #define FILLER_MORE 1500u
 #define TERMS_MAX 4096u
+#define CONFIGURATION 512u
 
 uint64_t sim_state_after(uint64_t state, uint64_t index, uint64_t term, uint64_t identity) {
   uint64_t mixed = state ^ (index * UINT64_C(0x9e3779b97f4a7c15)) ^ (term << 32) ^ identity;
@@ -45,12 +47,16 @@ static void encode(struct sim_snapshot *snapshot, const struct raft_term_start *
   const uint64_t head[] = {snapshot->index, snapshot->term, snapshot->state, n_terms};
   const size_t filler = FILLER_MIN + (size_t)(sim_state_after(0, snapshot->index, 0, 0) % FILLER_MORE);
   size_t at = FIXED + n_terms * sizeof *terms;
-  snapshot->size = at + filler + SUM;
+  snapshot->size = at + filler + CONFIGURATION + SUM;
   snapshot->bytes = sim_new(snapshot->size);
   memcpy(snapshot->bytes, head, sizeof head);
   memcpy(snapshot->bytes + FIXED, terms, n_terms * sizeof *terms);
   for (size_t i = 0; i < filler; i++) snapshot->bytes[at + i] = (uint8_t)(snapshot->index * 7 + i * 31);
   at += filler;
+  const uint64_t about[] = {snapshot->configuration_index, raft_configuration_size(&snapshot->configuration)};
+  memcpy(snapshot->bytes + at, about, sizeof about);
+  raft_configuration_encode(&snapshot->configuration, snapshot->bytes + at + sizeof about);
+  at += CONFIGURATION;
   const uint64_t sum = sum_of(snapshot->bytes, at);
   memcpy(snapshot->bytes + at, &sum, sizeof sum);
 }
@@ -59,13 +65,19 @@ static void encode(struct sim_snapshot *snapshot, const struct raft_term_start *
 static bool decode(struct sim_snapshot *snapshot, uint8_t *bytes, size_t size) {
   uint64_t head[4], sum;
   *snapshot = (struct sim_snapshot){.bytes = bytes, .size = size};
-  if (size < FIXED + SUM) return false;
+  if (size < FIXED + CONFIGURATION + SUM) return false;
   memcpy(head, bytes, sizeof head);
   memcpy(&sum, bytes + size - SUM, sizeof sum);
   snapshot->index = head[0];
   snapshot->term = head[1];
   snapshot->state = head[2];
-  return sum == sum_of(bytes, size - SUM) && head[3] <= TERMS_MAX && FIXED + head[3] * 16 <= size - SUM;
+  uint64_t about[2];
+  const uint8_t *configuration = bytes + size - SUM - CONFIGURATION;
+  memcpy(about, configuration, sizeof about);
+  snapshot->configuration_index = about[0];
+  return sum == sum_of(bytes, size - SUM) && head[3] <= TERMS_MAX && FIXED + head[3] * 16 <= size - SUM &&
+         about[1] <= CONFIGURATION - sizeof about &&
+         raft_configuration_decode(configuration + sizeof about, about[1], &snapshot->configuration) == RAFT_OK;
 }
 
 size_t sim_snapshot_terms(const struct sim_snapshot *snapshot, struct raft_term_start **terms) {
@@ -164,6 +176,13 @@ void sim_snapshot_consider(struct sim *sim, struct sim_node *node) {
   while (n_terms > 0 && terms[n_terms - 1].index > index) n_terms--;
   node->writing = (struct sim_snapshot){
       .index = index, .term = sim->checker.committed[index - 1].term, .state = node->state};
+  const struct raft_configuration *configuration = raft_get_configuration_at(node->raft, index,
+                                                                             &node->writing.configuration_index);
+  if (!configuration) {
+    sim_fail(sim, "node %" PRIu64 " does not know the configuration in force at %" PRIu64, node->id, index);
+    return;
+  }
+  node->writing.configuration = *configuration;
   encode(&node->writing, terms, n_terms);
   if (begin_writing(sim, node)) SIM_TRACE(sim, "node %" PRIu64 " takes snapshot %" PRIu64, node->id, index);
 }
@@ -324,8 +343,8 @@ static void install(struct sim *sim, struct sim_node *node) {
   const size_t n_terms = sim_snapshot_terms(snapshot, &terms);
   const struct raft_install install = {.index = snapshot->index,
                                        .term = snapshot->term,
-                                       .configuration = &sim->configuration,
-                                       .configuration_index = 1,
+                                       .configuration = &snapshot->configuration,
+                                       .configuration_index = snapshot->configuration_index,
                                        .terms = terms,
                                        .n_terms = n_terms};
   const bool is_needed = snapshot->index > node->commit_index;

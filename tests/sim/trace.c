@@ -35,7 +35,8 @@ const char *sim_message_text(const struct raft_message *message, char *text, siz
                                       "read index",
                                       "read index result",
                                       "snapshot",
-                                      "snapshot result"};
+                                      "snapshot result",
+                                      "timeout now"};
   const char *name = message->type < sizeof names / sizeof names[0] ? names[message->type] : "?";
   snprintf(text, size, "%s%s term %" PRIu64 " index %" PRIu64 "/%" PRIu64 " commit %" PRIu64 " round %" PRIu64 " n %u",
            name, message->reject ? " (no)" : "", message->term, message->index, message->log_term, message->commit,

@@ -91,12 +91,15 @@ void sim_workload_node_died(struct sim *sim, struct sim_node *node) {
 void sim_workload_step(struct sim *sim) {
   const struct sim_profile *profile = sim->profile;
   if (sim->workload.is_stopped) return;
-  const uint64_t total = (uint64_t)profile->propose + profile->read + profile->fate;
+  const uint64_t total = (uint64_t)profile->propose + profile->read + profile->fate + profile->change;
   uint64_t choice = sim_random_below(&sim->random, total);
   if (choice < profile->propose) {
     if (!sim->workload.is_quiet) propose(sim);
   } else if (choice - profile->propose < profile->read) {
     read(sim);
+  } else if (choice - profile->propose - profile->read < profile->change) {
+    struct sim_node *leader = random_node(sim, true);
+    if (leader) sim_members_change(sim, leader);
   } else {
     ask(sim);
   }

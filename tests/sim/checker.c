@@ -116,8 +116,7 @@ static void check_completeness(struct sim *sim, const struct sim_node *node) {
 /* Does the member, by this incarnation, vote for that node? */
 static bool has_promised(const struct sim *sim, const struct raft_member *member, const struct sim_node *node) {
   const struct sim_checker *checker = &sim->checker;
-  if (member->id == node->id)
-    return memcmp(&member->incarnation, &node->incarnation, sizeof node->incarnation) == 0;
+  if (member->id == node->id) return memcmp(&member->incarnation, &node->incarnation, sizeof node->incarnation) == 0;
   for (size_t i = checker->n_votes; i-- > 0;) {
     const struct sim_vote *vote = &checker->votes[i];
     if (vote->term == node->term && vote->candidate == node->id && vote->slot == member->id - 1 &&
@@ -131,8 +130,7 @@ static bool has_promised(const struct sim *sim, const struct raft_member *member
 static void check_election(struct sim *sim, const struct sim_node *node) {
   const struct raft_configuration *configuration = raft_get_configuration(node->raft, NULL);
   bool has[RAFT_MEMBERS_MAX] = {false};
-  for (uint32_t i = 0; i < configuration->n_members; i++)
-    has[i] = has_promised(sim, &configuration->members[i], node);
+  for (uint32_t i = 0; i < configuration->n_members; i++) has[i] = has_promised(sim, &configuration->members[i], node);
   if (!sim_is_quorum(configuration, has))
     sim_fail(sim, "node %" PRIu64 " leads term %" PRIu64 " without the votes of a majority", node->id, node->term);
 }

@@ -419,6 +419,101 @@ static void play_stale_prevote(struct sim *sim) {
   }
 }
 
+/* A leader has begun to hand over; soon it hears of nothing any more, and is asked for reads all the while. */
+static void play_hand_over(struct sim *sim) {
+  struct sim_faults *faults = &sim->faults;
+  struct sim_node *leader = sim_faults_leader(sim);
+  if (sim->now < faults->until) {
+    leader = player(sim, faults->leader);
+    if (faults->step == 2 && leader && sim_node_runs(leader)) sim_workload_read(sim, leader, RAFT_READ_LEASE);
+    return;
+  }
+  switch (faults->step) {
+  case 0:
+    if (!leader) return;
+    faults->leader = leader->slot;
+    /* Only at rest does it end soon. */
+    sim->workload.is_quiet = sim_random_chance(&sim->random, 700);
+    go_to(sim, 1, elections(sim, 5, 30));
+    return;
+  case 1:
+    leader = player(sim, faults->leader);
+    sim_members_hand_over(sim, leader);
+    if (sim_random_chance(&sim->random, 500)) {
+      for (uint32_t i = 0; i < sim->n_nodes; i++) sim->network.extra_ns[i][leader->slot] = elections(sim, 20, 90);
+    } else {
+      go_to(sim, 3, moment(sim, 4));
+      return;
+    }
+    sim->workload.is_quiet = false;
+    go_to(sim, 2, elections(sim, 30, 150));
+    return;
+  case 3:
+    sim_network_isolate(sim, faults->leader, true, sim_random_chance(&sim->random, 700));
+    sim->workload.is_quiet = false;
+    go_to(sim, 2, elections(sim, 30, 150));
+    return;
+  default:
+    sim->workload.is_quiet = false;
+    sim_network_heal(sim);
+    go_to(sim, 0, elections(sim, 20, 200));
+  }
+}
+
+/* The two sides hear nothing of each other. */
+static void take_sides(struct sim *sim, uint32_t side) {
+  for (uint32_t i = 0; i < sim->n_nodes; i++)
+    for (uint32_t j = 0; j < sim->n_nodes; j++) sim->network.cut[i][j] = (side >> i & 1) != (side >> j & 1);
+}
+
+/*
+** A leader promotes a learner, which alone hears of it. The others elect another leader, which removes the first one
+** before it has committed anything, with one of the voters; the third voter goes over to the first side, which may be a
+** majority by what it believes.
+*/
+static void play_rivals(struct sim *sim) {
+  struct sim_faults *faults = &sim->faults;
+  struct sim_node *leader = sim_faults_leader(sim);
+  const struct raft_configuration *now = leader ? raft_get_configuration(leader->raft, NULL) : NULL;
+  switch (faults->step) {
+  case 0: {
+    if (!leader || sim->now < faults->until) return;
+    const struct raft_member *learner = NULL;
+    for (uint32_t i = 0; i < now->n_members; i++)
+      if (now->members[i].roles == RAFT_LEARNER) learner = &now->members[i];
+    if (!learner || sim_members_voters(now) != 4) {
+      sim_members_arrange(sim, leader, 4);
+      return;
+    }
+    faults->leader = leader->slot;
+    faults->victim = (uint32_t)learner->id - 1;
+    take_sides(sim, 1u << faults->leader | 1u << faults->victim);
+    sim_node_change(sim, leader, &(struct raft_change){.type = RAFT_CHANGE_PROMOTE, .id = learner->id}, 1);
+    faults->seen_leaders = sim->counters[SIM_LEADER];
+    go_to(sim, 1, elections(sim, 400, 500));
+    return;
+  }
+  case 1: {
+    if (sim->now >= faults->until) {
+      go_to(sim, 3, 0);
+      return;
+    }
+    if (!leader || leader->slot == faults->leader || sim->counters[SIM_LEADER] == faults->seen_leaders) return;
+    sim_node_change(sim, leader, &(struct raft_change){.type = RAFT_CHANGE_REMOVE, .id = faults->leader + 1}, 1);
+    uint32_t side = 1u << faults->leader | 1u << faults->victim;
+    const struct sim_node *third = random_running(sim, leader->slot, faults->leader);
+    if (third) side |= 1u << third->slot;
+    take_sides(sim, side);
+    go_to(sim, 2, elections(sim, 300, 600));
+    return;
+  }
+  case 2:
+    if (sim->now >= faults->until) go_to(sim, 3, 0);
+    return;
+  default: sim_network_heal(sim); go_to(sim, 0, elections(sim, 100, 400));
+  }
+}
+
 void sim_faults_play(struct sim *sim) {
   if (sim->faults.is_stopped) return;
   switch (sim->profile->play) {
@@ -430,6 +525,8 @@ void sim_faults_play(struct sim *sim) {
   case SIM_PLAY_WIPE: play_wipe(sim); break;
   case SIM_PLAY_VOTER_CRASH: play_voter_crash(sim); break;
   case SIM_PLAY_STALE_PREVOTE: play_stale_prevote(sim); break;
+  case SIM_PLAY_HAND_OVER: play_hand_over(sim); break;
+  case SIM_PLAY_RIVALS: play_rivals(sim); break;
   }
   sim_schedule(sim, PLAY_STEP_NS, SIM_EVENT_PLAY, 0, 0, NULL);
 }

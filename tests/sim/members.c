@@ -52,8 +52,8 @@ const struct sim_configuration *sim_committed_configuration(const struct sim *si
   const struct sim_configuration *found = NULL;
   for (size_t i = 0; i < checker->n_configurations; i++) {
     const struct sim_configuration *at = checker->configurations[i];
-    if (at->index <= index && at->index <= checker->n_committed &&
-        checker->committed[at->index - 1].term == at->term && (!found || at->index > found->index))
+    if (at->index <= index && at->index <= checker->n_committed && checker->committed[at->index - 1].term == at->term &&
+        (!found || at->index > found->index))
       found = at;
   }
   return found;
@@ -80,11 +80,15 @@ bool sim_is_member(const struct sim *sim, const struct sim_node *node) {
   return member && memcmp(&member->incarnation, &node->incarnation, sizeof node->incarnation) == 0;
 }
 
-bool sim_is_settled(struct sim *sim) {
+bool sim_is_settled(struct sim *sim, const struct sim_node *leader) {
   const struct sim_configuration *committed = sim_committed_configuration(sim, UINT64_MAX);
+  struct raft_status status;
+  raft_get_status(leader->raft, &status);
+  if (status.hand_over_to != 0 || !sim_is_member(sim, leader)) return false;
   for (uint32_t i = 0; committed && i < committed->value.n_members; i++) {
     const struct raft_member *member = &committed->value.members[i];
     if (member->roles & RAFT_VOTER_OLD) return false;
+    if (member->id == leader->id && !(member->roles & RAFT_VOTER_NEW)) return false;
     if ((member->roles & RAFT_JOINING) && node_of(sim, member)) return false;
   }
   return true;
@@ -192,7 +196,7 @@ static struct raft_change change_of(enum raft_change_type type, const struct sim
   return (struct raft_change){.type = type, .id = node->id, .incarnation = node->incarnation};
 }
 
-static uint32_t count_voters(const struct raft_configuration *configuration) {
+uint32_t sim_members_voters(const struct raft_configuration *configuration) {
   uint32_t n = 0;
   for (uint32_t i = 0; i < configuration->n_members; i++) n += (configuration->members[i].roles & RAFT_VOTER_NEW) != 0;
   return n;
@@ -206,9 +210,10 @@ static struct raft_change changed_address(struct sim *sim, const struct sim_node
 }
 
 /* Something that fits this node; the number of voters tends to what the administrator wants now. */
-static struct raft_change draw_change(struct sim *sim, const struct raft_configuration *now, const struct sim_node *node) {
+static struct raft_change draw_change(struct sim *sim, const struct raft_configuration *now,
+                                      const struct sim_node *node) {
   const struct raft_member *member = raft_configuration_find(now, node->id);
-  const bool grows = count_voters(now) < sim->members.wanted;
+  const bool grows = sim_members_voters(now) < sim->members.wanted;
   const bool against = sim_random_chance(&sim->random, 150);
   if (!member) {
     struct raft_change change = change_of(RAFT_CHANGE_ADD, node);
@@ -255,11 +260,30 @@ void sim_members_change(struct sim *sim, struct sim_node *leader) {
     changes[n] = draw_change(sim, now, node);
     struct raft_configuration then = next;
     apply(&then, &changes[n]);
-    if (count_voters(&then) == 0 || !can_lose(sim, &then, NULL)) continue;
+    if (sim_members_voters(&then) == 0 || !can_lose(sim, &then, NULL)) continue;
     next = then;
     n++;
   }
   if (n > 0) sim_node_change(sim, leader, changes, n);
+}
+
+void sim_members_arrange(struct sim *sim, struct sim_node *leader, uint32_t voters) {
+  const struct raft_configuration *now = raft_get_configuration(leader->raft, NULL);
+  const uint32_t n = sim_members_voters(now);
+  for (uint32_t i = 0; i < sim->n_nodes; i++) {
+    const struct sim_node *node = &sim->nodes[i];
+    const struct raft_member *member = raft_configuration_find(now, node->id);
+    const bool is_voter = member && (member->roles & RAFT_VOTER_NEW);
+    struct raft_change change = change_of(RAFT_CHANGE_ADD, node);
+    if (member && is_voter == (n < voters)) continue;
+    if (is_voter && n == voters) continue;
+    if (is_voter) change.type = RAFT_CHANGE_DEMOTE;
+    if (member && !is_voter) change.type = RAFT_CHANGE_PROMOTE;
+    if (member && !is_voter && n >= voters) continue;
+    snprintf(change.address, sizeof change.address, "node%" PRIu64 ":7400", node->id);
+    sim_node_change(sim, leader, &change, 1);
+    return;
+  }
 }
 
 void sim_members_hand_over(struct sim *sim, struct sim_node *leader) {

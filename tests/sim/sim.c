@@ -172,7 +172,7 @@ static bool have_converged(struct sim *sim, void *ctx) {
   const struct sim_node *leader = sim_faults_leader(sim);
   for (uint32_t i = 0; leader && i < sim->n_nodes; i++)
     if (sim_is_member(sim, &sim->nodes[i]) && sim->nodes[i].leader != leader->id) return false;
-  return leader != NULL && sim_is_settled(sim);
+  return leader != NULL && sim_is_settled(sim, leader);
 }
 
 static bool is_answered(struct sim *sim, void *ctx) {

@@ -199,7 +199,7 @@ struct sim_node {
   struct raft_hard_state queued_state, durable_state, issued_state;
   bool has_queued_state;
 
-  uint64_t decided_by; /* index of the configuration that the core's last commit needed */
+  uint64_t decided_by;                  /* index of the configuration that the core's last commit needed */
   uint64_t persist_given, persist_done; /* core's numbers */
   bool is_writing;
   int write_rc;
@@ -295,20 +295,22 @@ struct sim_workload {
 
 enum sim_play {
   SIM_PLAY_NONE,
-  SIM_PLAY_NEW_LEADER,   /* each new leader is struck soon: paper figure 8 */
-  SIM_PLAY_STALE_LEASE,  /* answers come late, then the leader is cut off */
-  SIM_PLAY_CUT_LEADER,   /* the leader is cut off and asked for reads all the while */
-  SIM_PLAY_RESTART,      /* voters restart inside a lease while another one campaigns */
-  SIM_PLAY_WIPE,         /* one of the majority that knows an entry loses its folder */
-  SIM_PLAY_VOTER_CRASH,  /* voters die between their vote and its write */
-  SIM_PLAY_STALE_PREVOTE /* a starved node collects old pre-votes */
+  SIM_PLAY_NEW_LEADER,    /* each new leader is struck soon: paper figure 8 */
+  SIM_PLAY_STALE_LEASE,   /* answers come late, then the leader is cut off */
+  SIM_PLAY_CUT_LEADER,    /* the leader is cut off and asked for reads all the while */
+  SIM_PLAY_RESTART,       /* voters restart inside a lease while another one campaigns */
+  SIM_PLAY_WIPE,          /* one of the majority that knows an entry loses its folder */
+  SIM_PLAY_VOTER_CRASH,   /* voters die between their vote and its write */
+  SIM_PLAY_STALE_PREVOTE, /* a starved node collects old pre-votes */
+  SIM_PLAY_HAND_OVER,     /* a leader hands over, is cut off, and asked for reads all the while */
+  SIM_PLAY_RIVALS         /* two leaders change the members before either has committed anything: Ongaro 2015 */
 };
 
 struct sim_profile {
   const char *name;
   enum sim_play play;
-  uint32_t nodes_min, nodes_max; /* members at first */
-  uint32_t spares;               /* as many more nodes at most, which are none */
+  uint32_t nodes_min, nodes_max;                             /* members at first */
+  uint32_t spares;                                           /* as many more nodes at most, which are none */
   uint32_t loss_permille, duplicate_permille, late_permille; /* highest; drawn below */
   uint32_t fault_every_percent; /* mean time between faults at large, percent of an election time-out; 0: none */
   /* Weights of faults at large. */
@@ -451,8 +453,8 @@ bool sim_is_quorum(const struct raft_configuration *configuration, const bool ha
 const struct sim_configuration *sim_committed_configuration(const struct sim *sim, uint64_t index);
 /* By the last configuration that is committed. */
 bool sim_is_member(const struct sim *sim, const struct sim_node *node);
-/* No change is left to finish. */
-bool sim_is_settled(struct sim *sim);
+/* No change is left to finish, nor does this leader hand over. */
+bool sim_is_settled(struct sim *sim, const struct sim_node *leader);
 /* A configuration came into the node's log, which ends just before it. */
 void sim_check_configuration(struct sim *sim, const struct sim_node *node, const struct raft_entry *entry);
 /* May it lose its folder for good, as far as the others are concerned? */
@@ -462,6 +464,9 @@ void sim_choose_majority(struct sim *sim, bool chosen[SIM_NODES_MAX]);
 /* The administrator asks this leader for something. */
 void sim_members_change(struct sim *sim, struct sim_node *leader);
 void sim_members_hand_over(struct sim *sim, struct sim_node *leader);
+/* One step to so many voters and some learner that stays one, if anything is lacking. */
+void sim_members_arrange(struct sim *sim, struct sim_node *leader, uint32_t voters);
+uint32_t sim_members_voters(const struct raft_configuration *configuration);
 
 /* ---- snapshots.c ---- */
 

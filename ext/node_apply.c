@@ -40,8 +40,7 @@ static void set_blocked(struct node *node, int error, uint64_t delay, const char
   snprintf(node->blocked, sizeof node->blocked, "blocked by %s%s%.600s", name_of(error), text[0] ? ": " : "", text);
 }
 
-/* This replica applies nothing more; files are kept. mutex held, given up meanwhile. */
-static void quarantine(struct node *node, const char *text) {
+void node_quarantine(struct node *node, const char *text) {
   snprintf(node->quarantine, sizeof node->quarantine, "quarantined: %.700s", text);
   /* One that leads and cannot apply would keep all others from writing: it steps down, for good. */
   if (node->role == RAFT_LEADER && node->configuration.n_members > 1) node_fail(node, "%s", node->quarantine);
@@ -79,8 +78,9 @@ static void compensate(struct node *node, uint64_t *delay) {
     set_blocked(node, error, *delay, "what this node wrote as leader and was not committed cannot be taken back yet");
     back_off(node, &node->apply_condition, error, delay);
   } else if (error != VFS_STOPPED) {
-    quarantine(node, "what this node wrote as leader and was not committed could not be taken back: it serves no reads "
-                     "until it starts again");
+    node_quarantine(node,
+                    "what this node wrote as leader and was not committed could not be taken back: it serves no reads "
+                    "until it starts again");
   }
   node_drain(node, NULL, 0);
 }
@@ -166,7 +166,7 @@ static void apply_batch(struct node *node, struct raft_entry *entries, uint64_t 
     set_blocked(node, error, *delay, text);
     back_off(node, &node->apply_condition, error, delay);
   } else if (error != VFS_STOPPED) {
-    quarantine(node, text);
+    node_quarantine(node, text);
   }
 }
 
@@ -188,7 +188,7 @@ static void install(struct node *node, uint64_t *delay) {
     set_blocked(node, error, *delay, text);
     back_off(node, &node->apply_condition, error, delay);
   } else if (error != VFS_STOPPED) {
-    quarantine(node, text);
+    node_quarantine(node, text);
   }
   node_drain(node, NULL, 0);
 }
@@ -254,7 +254,7 @@ void node_apply_thread(void *arg) {
   uint64_t delay = NODE_RETRY_NS_MIN;
   struct raft_entry *entries = calloc(NODE_APPLY_ENTRIES_MAX, sizeof *entries);
   pthread_mutex_lock(&node->mutex);
-  if (!entries) quarantine(node, "no memory for the apply thread");
+  if (!entries) node_quarantine(node, "no memory for the apply thread");
   while (entries && !node->stopping) apply_step(node, entries, &delay);
   pthread_mutex_unlock(&node->mutex);
   free(entries);

@@ -9,7 +9,8 @@
 **   - the newest durable snapshot: what is before it can be had from there;
 **   - the durable mark "checkpointed": redo needs all behind it (vfs/redo.c);
 **   - the tail (option log_tail);
-**   - a snapshot that a follower is getting: what comes next for it is behind that.
+**   - a snapshot that a follower is getting: what comes next for it is behind that. But not for ever: when the log has
+**     grown by PIN_SNAPSHOTS times what makes another snapshot due, that follower has to begin with a newer one.
 */
 #include <errno.h>
 #include <inttypes.h>
@@ -52,18 +53,31 @@ static uint64_t before_tail(struct node *node) {
 
 /* ---- Compaction ---- */
 
+#define PIN_SNAPSHOTS 2
+
 static uint64_t min(uint64_t a, uint64_t b) {
   return a < b ? a : b;
 }
 
+/* mutex held. How far the log goes back for member `i`, who is getting a snapshot; UINT64_MAX: no further than for all. */
+static uint64_t pinned(struct node *node, size_t i, const struct raft_member_status *member, uint64_t patience) {
+  struct node_pin *pin = &node->pins[i];
+  if (pin->to != member->id || pin->index != member->transfer_index)
+    *pin = (struct node_pin){.to = member->id, .index = member->transfer_index, .weight = node->log_weight};
+  bool is_held = pin->index != 0 && node->log_weight - pin->weight <= patience;
+  return is_held ? pin->index : UINT64_MAX;
+}
+
 /* mutex held. */
-static uint64_t compaction_limit(struct node *node, uint64_t checkpointed) {
-  uint64_t limit = min(node->snapshot_index, checkpointed);
+static uint64_t compaction_limit(struct node *node, const struct vfs_status *database) {
+  uint64_t limit = min(node->snapshot_index, database->checkpointed);
+  uint64_t size = (uint64_t)database->pages * database->page_size;
+  uint64_t patience = PIN_SNAPSHOTS *
+                      (size > node->options.snapshot_threshold ? size : node->options.snapshot_threshold);
   if (node->options.log_tail > 0) limit = min(limit, before_tail(node));
   struct raft_member_status members[RAFT_MEMBERS_MAX];
   size_t n = raft_get_members(node->raft, members, RAFT_MEMBERS_MAX);
-  for (size_t i = 0; i < n; i++)
-    if (members[i].transfer_index != 0) limit = min(limit, members[i].transfer_index);
+  for (size_t i = 0; i < n; i++) limit = min(limit, pinned(node, i, &members[i], patience));
   return limit;
 }
 
@@ -76,7 +90,7 @@ void node_compact(struct node *node) {
   struct raft_status status;
   vfs_get_status(node->database, &database);
   raft_get_status(node->raft, &status);
-  uint64_t through = compaction_limit(node, database.checkpointed);
+  uint64_t through = compaction_limit(node, &database);
   if (through < status.first_index || node->failed[0]) return;
   if (raft_compact(node->raft, os_now(node->os), through) != RAFT_OK) return;
   node_drain(node, NULL, 0);

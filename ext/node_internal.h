@@ -115,6 +115,11 @@ struct node_weight {
   uint64_t index, weight;
 };
 
+/* A follower is getting the snapshot at `index`, and has been since the log weighed `weight`. */
+struct node_pin {
+  uint64_t to, index, weight;
+};
+
 struct node_snapshot;
 
 /* What a node may ask of the leader; numbers of the wire, for ever. */
@@ -295,6 +300,7 @@ struct node {
   uint64_t log_weight;
   struct node_weight weights[NODE_WEIGHTS]; /* a ring, rising */
   size_t weights_first, n_weights;
+  struct node_pin pins[RAFT_MEMBERS_MAX];
   bool compact_wanted;
 
   /* Snapshots. */
@@ -316,6 +322,7 @@ struct node {
   const struct raft_message *received; /* while it is in the core */
   struct raft_payload *received_chunk; /* likewise; the transport's */
   uint64_t receiving_index;            /* 0: none */
+  uint64_t part_index;                 /* of what lies there of a snapshot that is not whole; 0 nothing */
   unsigned receiving_percent;
   char receiving_text[VFS_TEXT_MAX]; /* what stands in its way; "" nothing */
   uint64_t install_index;            /* a durable one that waits to become the database; 0 none */
@@ -418,6 +425,8 @@ void node_retire(struct node *node, uint64_t deadline);
 
 void node_apply_thread(void *node);
 void node_checkpoint_thread(void *node);
+/* mutex held, given up meanwhile. This replica is wrong: it applies nothing more, and leads no more; files are kept. */
+void node_quarantine(struct node *node, const char *text);
 /* mutex held. Is there something for the apply thread? Then wakes it. */
 void node_wake_apply(struct node *node);
 /* mutex held. */

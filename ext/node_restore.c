@@ -363,7 +363,6 @@ static int install_log(struct node *node, const struct node_snapshot *snapshot, 
              raft_error_text(error));
     return VFS_DAMAGED;
   }
-  if (node->applied_index < meta->index) node->applied_index = meta->index;
   node->install_index = 0;
   node_snapshot_published(node, meta->index, node->log_weight);
   node_drain(node, NULL, 0);
@@ -398,6 +397,11 @@ int node_install(struct node *node, char *text) {
   is_damaged = is_damaged || (error && snapshot && snapshot->is_damaged);
   if (error && atomic_load(&node->snapshots_end)) error = VFS_STOPPED;
   pthread_mutex_lock(&node->mutex);
+  /*
+  ** Whatever becomes of the log (no memory: all of this is done again; or it gets there by itself): what the database shows is
+  ** applied, and apply goes on behind it.
+  */
+  if (!error && node->applied_index < snapshot->meta.index) node->applied_index = snapshot->meta.index;
   if (!error) error = install_log(node, snapshot, text);
   bool is_installed = error == VFS_OK;
   if (is_damaged && error != VFS_STOPPED) error = refuse(node, index, path, text);

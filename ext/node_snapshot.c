@@ -288,6 +288,11 @@ static void take_and_tell(struct node *node, uint64_t *delay) {
   }
   bool is_news = error && error != VFS_BUSY && error != VFS_STOPPED;
   pthread_cond_broadcast(&node->snapshot_done);
+  /* The pages of a committed state are not what the log says: nothing may be built on them. */
+  if (error == VFS_DIFFERS) {
+    node_quarantine(node, text);
+    return;
+  }
   if (!is_news) return;
   pthread_mutex_unlock(&node->mutex);
   node_log(SQLITE_IOERR, "node %" PRIu64 ": no snapshot: %s", node->id, text);

@@ -288,6 +288,9 @@ static bool is_of(const struct receiving *receiving, const struct node_chunk *ch
 /* Opens the file that the chunk is of, unless it is. */
 static int open_receiving(struct receiving *receiving, const struct node_chunk *chunk) {
   struct node *node = receiving->node;
+  pthread_mutex_lock(&node->mutex);
+  if (!receiving->is_complete || !is_of(receiving, chunk)) node->part_index = chunk->index;
+  pthread_mutex_unlock(&node->mutex);
   if (is_of(receiving, chunk) && (receiving->receiver || receiving->is_complete)) return 0;
   close_receiving(receiving);
   receiving->index = chunk->index;
@@ -359,7 +362,7 @@ static void receive(struct receiving *receiving, const struct node_chunk *chunk)
   tell(receiving, error);
   if (!error && receiving->is_complete) {
     node->install_index = receiving->index;
-    node->receiving_index = 0;
+    node->receiving_index = node->part_index = 0;
     node_wake_apply(node);
   }
   pthread_mutex_unlock(&node->mutex);
@@ -380,10 +383,10 @@ static bool receive_next(struct node *node, struct receiving *receiving) {
   return true;
 }
 
-/* mutex held, given up meanwhile. A part that the log has overtaken is of no use. */
+/* mutex held, given up meanwhile. A part that the log has overtaken is of no use, one that an earlier run has left neither. */
 static bool drop_part(struct node *node, struct receiving *receiving) {
-  if (!receiving->receiver || node->commit_index < receiving->index) return false;
-  node->receiving_index = 0;
+  if (node->part_index == 0 || node->commit_index < node->part_index) return false;
+  node->receiving_index = node->part_index = 0;
   pthread_mutex_unlock(&node->mutex);
   close_receiving(receiving);
   receiving->index = 0;
@@ -404,7 +407,13 @@ static bool transfer_step(struct node *node, struct receiving *receiving) {
 void node_transfer_thread(void *arg) {
   struct node *node = arg;
   struct receiving receiving = {.node = node};
+  uint64_t part_index = 0;
+  int error = snapshot_find_part(node->os, node->snapshots_folder, &part_index);
+  if (error)
+    node_log(SQLITE_IOERR, "node %" PRIu64 ": %s cannot be looked through: %s", node->id, node->snapshots_folder,
+             strerror(-error));
   pthread_mutex_lock(&node->mutex);
+  node->part_index = part_index;
   while (!node->stopping) {
     if (transfer_step(node, &receiving)) continue;
     os_condition_wait(node->os, &node->transfer_condition, &node->mutex, OS_FOREVER);

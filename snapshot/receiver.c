@@ -197,6 +197,28 @@ int snapshot_remove_part(struct os *os, const char *folder) {
   return error ? error : os_sync_directory(os, folder);
 }
 
+static int look_for_part(void *ctx, const char *name) {
+  bool *found = ctx;
+  *found = *found || strcmp(name, SNAPSHOT_PART) == 0 || strcmp(name, SNAPSHOT_PART_STATE) == 0;
+  return 0;
+}
+
+int snapshot_find_part(struct os *os, const char *folder, uint64_t *index) {
+  char path[OS_PATH_MAX];
+  uint8_t record[STATE_SIZE];
+  struct slot_file *state = NULL;
+  size_t size = 0;
+  bool found = false;
+  *index = 0;
+  int error = snapshot_join(folder, SNAPSHOT_PART_STATE, path, NULL);
+  if (error == 0) error = os_list(os, folder, look_for_part, &found);
+  if (error || !found) return error;
+  error = slot_file_open(os, path, STATE_KIND, STATE_VERSION, record, STATE_SIZE, &size, &state);
+  if (error == 0) slot_file_close(state);
+  if (error == 0 && size == STATE_SIZE) *index = le64_get(record);
+  return *index == 0 && (error == 0 || error == -EILSEQ || error == -EPROTO) ? snapshot_remove_part(os, folder) : error;
+}
+
 /* Reads all of the part and takes no page of it for good before the last one is. */
 static int verify(struct snapshot_receiver *receiver) {
   struct snapshot_reader *reader;

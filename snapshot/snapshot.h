@@ -108,6 +108,11 @@ int snapshot_find(struct os *os, const char *folder, char path[OS_PATH_MAX], uin
 int snapshot_find_before(struct os *os, const char *folder, uint64_t before, char path[OS_PATH_MAX], uint64_t *index);
 /* Removes all snapshots older than `index`. */
 int snapshot_remove_older(struct os *os, const char *folder, uint64_t index);
+/*
+** The index of the snapshot of which a receiver has kept a part for a resume; 0: there is none. A part of which that is not
+** known is of no use, and removed. Never beside an open receiver.
+*/
+int snapshot_find_part(struct os *os, const char *folder, uint64_t *index);
 /* Removes what a receiver has kept for a resume that will not come. Never beside an open receiver. */
 int snapshot_remove_part(struct os *os, const char *folder);
 /* folder/snapshot-<index>.lz4; an empty path if that is too long. */

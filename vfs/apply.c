@@ -124,7 +124,7 @@ static int parts_begin(struct vfs_database *database, uint64_t epoch) {
   return VFS_OK;
 }
 
-static void parts_cancel(struct vfs_database *database) {
+void vfs_parts_cancel(struct vfs_database *database) {
   if (!database->parts_open) return;
   vfs_wal_cancel(database->wal);
   database->parts_open = false;
@@ -160,7 +160,7 @@ static int apply_set(struct vfs_database *database, const struct vfs_log_entry *
   uint64_t previous = database->parts_open ? database->parts_index : database->committed.index;
   if (set->previous != previous) return VFS_DAMAGED;
   if (set->flags & VFS_SET_ABORT) {
-    parts_cancel(database);
+    vfs_parts_cancel(database);
     pthread_mutex_lock(&database->mutex);
     database->committed.index = database->captured.index = entry->index;
     pthread_mutex_unlock(&database->mutex);
@@ -178,7 +178,7 @@ static int apply_entry(struct vfs_database *database, const struct vfs_log_entry
   struct vfs_wal_header live;
   if (vfs_wal_read_header(database->wal, &live) != SQLITE_OK) return VFS_IO;
   vfs_note_restart(database, &live);
-  if (database->parts_open && entry->epoch != database->parts_epoch) parts_cancel(database);
+  if (database->parts_open && entry->epoch != database->parts_epoch) vfs_parts_cancel(database);
   if (!entry->is_change_set) return VFS_OK;
   return apply_set(database, entry);
 }
@@ -240,10 +240,11 @@ static int install_pages(struct vfs_database *database, const struct vfs_source 
   struct held_page held = {0};
   uint64_t checksum = 0;
   for (uint32_t page_number = 1; page_number <= source->info.pages; page_number++) {
-    if (source->next(source->ctx, database->after, text) != 0) return VFS_DAMAGED;
+    int error = source->next(source->ctx, database->after, text);
+    if (error) return error;
     if (page_number == lock_page) continue;
     checksum ^= vfs_page_hash(page_number, database->after, database->page_size);
-    int error = install_page(database, page_number, &held);
+    error = install_page(database, page_number, &held);
     if (error) return error;
   }
   if (checksum != source->info.checksum) return VFS_DIFFERS;
@@ -259,7 +260,7 @@ static int install_state(struct vfs_database *database, const struct vfs_source 
   struct vfs_wal_header live;
   if (vfs_wal_read_header(database->wal, &live) != SQLITE_OK) return VFS_IO;
   vfs_note_restart(database, &live);
-  parts_cancel(database);
+  vfs_parts_cancel(database);
   struct vfs_log_entry end = {
       .index = source->info.index,
       .set = {.checksum = source->info.checksum, .pages = source->info.pages},
@@ -267,7 +268,7 @@ static int install_state(struct vfs_database *database, const struct vfs_source 
   int error = parts_begin(database, 0);
   if (!error) error = install_pages(database, source, text);
   if (!error) error = parts_finish(database, &end);
-  if (error) parts_cancel(database);
+  if (error) vfs_parts_cancel(database);
   return error;
 }
 

@@ -435,6 +435,9 @@ void vfs_database_stop(struct vfs_database *database, uint64_t deadline) {
   atomic_store(&database->stopped, true);
   vfs_epoch_lost(database);
   if (!atomic_load(&database->ready)) return;
+  if (!vfs_database_take(database, holder, VFS_TICKET_FRONT, deadline)) return;
+  vfs_parts_cancel(database); /* nothing more of it will come, and it would keep the WAL from being emptied */
+  vfs_ticket_give(&database->ticket, holder);
   while (vfs_checkpoint_until(database, deadline, text) == VFS_BUSY && os_now(database->os) < deadline)
     pause_stop(database);
   if (!vfs_database_take(database, holder, VFS_TICKET_FRONT, deadline)) return;

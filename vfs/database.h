@@ -158,6 +158,9 @@ bool vfs_header_beyond(const struct vfs_database *database, const struct vfs_wal
 void vfs_gate_arm(struct vfs_connection *connection);
 int vfs_gate_pass(struct vfs_connection *connection); /* SQLite error code */
 
+/* apply.c. Ticket held: what was applied of a transaction in parts goes; the log gives it again. */
+void vfs_parts_cancel(struct vfs_database *database);
+
 /* capture.c: the holder of the ticket. */
 int vfs_capture(struct vfs_connection *connection); /* at the unlock of WRITE; sets pending */
 /* With the right to write: ends the parts that a writer before it could not end. VFS_BUSY: cannot be done now. */

@@ -222,7 +222,8 @@ static int write_snapshot(struct redo *redo) {
   redo->set_index = source->info.index;
   redo->checksum = source->info.checksum;
   for (uint32_t page_number = 1; page_number <= source->info.pages; page_number++) {
-    if (source->next(source->ctx, database->after, redo->text) != 0) return VFS_DAMAGED;
+    int error = source->next(source->ctx, database->after, redo->text);
+    if (error) return error;
     if (page_number == lock_page) continue;
     int code = write_file_page(database, page_number, database->after);
     if (code != SQLITE_OK) return vfs_error_of_sqlite(code);

@@ -118,7 +118,11 @@ struct vfs_state_info {
   uint32_t page_size, pages;
 };
 
-/* Where the pages of a whole state come from: `next` gives them in order, from 1. Non-zero: it cannot, and says why in text. */
+/*
+** Where the pages of a whole state come from: `next` gives them in order, from 1; after the last one it has verified the whole. An
+** error of enum vfs_error, with a sentence in text, is given on as it is: VFS_DAMAGED says that the source is, VFS_IO or
+** VFS_NO_MEMORY only that it could not be read now.
+*/
 struct vfs_source {
   struct vfs_state_info info;
   int (*next)(void *ctx, void *page, char *text);

@@ -1,10 +1,12 @@
 /* Snapshots of a node of its own: taken under load, what they hold, what the log forgets, and starting from them. */
 #include <dirent.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <lz4frame.h>
@@ -452,6 +454,37 @@ static void a_snapshot_that_fails_is_told_and_nothing_is_forgotten(void **state)
   stop(db);
 }
 
+/* In a process of its own: closing a descriptor of the file would drop this one's locks on it. */
+static void damage_database(off_t offset) {
+  int status = 0;
+  pid_t pid = fork();
+  assert_true(pid >= 0);
+  if (pid == 0) {
+    int descriptor = open(path_of("app.db"), O_RDWR);
+    char byte = 0;
+    bool is_done = pread(descriptor, &byte, 1, offset) == 1;
+    byte = (char)~byte;
+    _exit(is_done && pwrite(descriptor, &byte, 1, offset) == 1 ? 0 : 1);
+  }
+  assert_int_equal(waitpid(pid, &status, 0), pid);
+  assert_int_equal(status, 0);
+}
+
+static void a_database_that_differs_from_its_log_is_found_by_a_snapshot_and_quarantined(void **state) {
+  (void)state;
+  struct stat status;
+  sqlite3 *db = open_app("");
+  fill(db, 3000);
+  stop(db);
+  db = open_app("");
+  assert_int_equal(stat(path_of("app.db"), &status), 0);
+  damage_database(status.st_size - 100);
+  assert_fails(db, "SELECT balsa_snapshot()", "differs from the log");
+  assert_non_null(strstr(ask(db, "SELECT state FROM balsa_status"), "quarantined"));
+  assert_null(the_snapshot());
+  stop(db);
+}
+
 static void a_stop_does_not_wait_for_a_snapshot(void **state) {
   struct writer writers[WRITERS];
   atomic_bool end = false;
@@ -503,6 +536,7 @@ int main(void) {
       TEST(a_damaged_snapshot_is_not_installed),
       TEST(an_older_snapshot_takes_the_place_of_a_damaged_one),
       TEST(a_snapshot_that_fails_is_told_and_nothing_is_forgotten),
+      TEST(a_database_that_differs_from_its_log_is_found_by_a_snapshot_and_quarantined),
       TEST(a_stop_does_not_wait_for_a_snapshot),
       TEST(a_log_that_became_durable_before_its_term_is_gone_on_with),
   };

@@ -1268,18 +1268,29 @@ static void after_a_failed_sync_only_what_was_durable_before_counts(void **state
   sim_disk_free(disk);
 }
 
-static void a_part_that_nobody_needs_can_be_removed(void **state) {
+static void a_part_that_nobody_needs_can_be_found_and_removed(void **state) {
   (void)state;
   struct sim_disk *disk = disk_make(1);
   struct sent sent = sent_make(9, 30);
-  uint64_t offset;
+  uint64_t offset, index;
+  assert_int_equal(snapshot_find_part(sim_disk_os(disk), FOLDER, &index), 0);
+  assert_int_equal(index, 0);
   assert_int_equal(snapshot_remove_part(sim_disk_os(disk), FOLDER), 0);
   struct snapshot_receiver *receiver = receiver_make(sim_disk_os(disk), &sent, &offset);
   assert_int_equal(send_range(receiver, &sent, 0, 5000, 1000), 0);
   snapshot_receiver_close(receiver);
+  assert_int_equal(snapshot_find_part(sim_disk_os(disk), FOLDER, &index), 0);
+  assert_int_equal(index, 9);
   assert_int_equal(snapshot_remove_part(sim_disk_os(disk), FOLDER), 0);
   assert_false(exists(disk, PART));
   assert_false(exists(disk, STATE));
+  receiver = receiver_make(sim_disk_os(disk), &sent, &offset);
+  assert_int_equal(send_range(receiver, &sent, 0, 5000, 1000), 0);
+  snapshot_receiver_close(receiver);
+  assert_int_equal(os_remove(sim_disk_os(disk), STATE), 0); /* of what it was a part nobody knows */
+  assert_int_equal(snapshot_find_part(sim_disk_os(disk), FOLDER, &index), 0);
+  assert_int_equal(index, 0);
+  assert_false(exists(disk, PART));
   free(sent.bytes);
   sim_disk_free(disk);
 }
@@ -1320,7 +1331,7 @@ int main(void) {
       cmocka_unit_test(a_part_whose_record_is_damaged_or_that_is_too_short_is_begun_again),
       cmocka_unit_test(a_chunk_that_finds_no_room_may_come_again),
       cmocka_unit_test(after_a_failed_sync_only_what_was_durable_before_counts),
-      cmocka_unit_test(a_part_that_nobody_needs_can_be_removed),
+      cmocka_unit_test(a_part_that_nobody_needs_can_be_found_and_removed),
   };
   return cmocka_run_group_tests_name("snapshot", tests, NULL, NULL);
 }

@@ -11,6 +11,7 @@
 # Parts of `make test`, each also alone:
 #   make layers  make unit  make trace  make sim SEED=7 (or SEEDS=1..100)  make mutants
 #   make damage SEED=7 (or DAMAGE_SEEDS=1..1000)  make power SEED=7 (or SEEDS=1..100)
+#   make whole SEED=7 (or SEEDS=1..500)
 #   make asan  make tsan  make installed  make cluster
 # One unit test:         make unit TESTS=test_slot_file
 #
@@ -88,6 +89,7 @@ EXT_OBJECTS := $(SOURCES:%.c=$(OUT)/ext-objects/%.o)
 CORE_OBJECTS := $(SOURCES:%.c=$(OUT)/core-objects/%.o)
 FAULT_OBJECTS := $(patsubst %.c,$(OUT)/test-objects/%.o,$(sort $(wildcard tests/fault/*.c)))
 TRACE_OBJECTS := $(patsubst %.c,$(OUT)/test-objects/%.o,$(sort $(wildcard tests/trace/*.c)))
+WHOLE_OBJECTS := $(patsubst %.c,$(OUT)/test-objects/%.o,$(sort $(wildcard tests/whole/*.c)))
 POWER_OBJECTS := $(patsubst %.c,$(OUT)/test-objects/%.o,$(sort $(wildcard tests/power/*.c)))
 SIM_OBJECTS := $(patsubst %.c,$(OUT)/test-objects/%.o,$(sort $(wildcard tests/sim/*.c)))
 UNIT_TESTS := $(patsubst tests/unit/%.c,%,$(sort $(wildcard tests/unit/test_*.c)))
@@ -187,6 +189,16 @@ $(OUT)/tests/damage: $(DAMAGE_OBJECTS) $(OUT)/libbalsa.a
 	@mkdir -p $(@D)
 	$(Q)$(TEST_LINK)
 
+# The scheduler takes the place of pthread's mutexes and conditions there, network.c that of raft/io/transport.c.
+WHOLE_WRAPS := pthread_mutex_lock pthread_mutex_trylock pthread_mutex_unlock pthread_mutex_init pthread_mutex_destroy \
+  pthread_cond_signal pthread_cond_broadcast getpid
+WHOLE_LINK = $(TEST_LINK) $(WHOLE_WRAPS:%=-Wl,--wrap=%)
+
+$(OUT)/tests/whole: $(WHOLE_OBJECTS) $(FAULT_OBJECTS) $(OUT)/libbalsa.a
+	$(call say,LD,$@)
+	@mkdir -p $(@D)
+	$(Q)$(WHOLE_LINK)
+
 define MUTANT
 $(OUT)/mutant-objects/$(1)/%.o: %.c $(OUT)/flags
 	@mkdir -p $$(@D)
@@ -230,6 +242,7 @@ slices = $(shell echo $(1) | awk -F '[.][.]' '{ \
   for (i = 0; i < n; i++) printf "%d..%d ", $$1 + int(($$2 - $$1 + 1) * i / n), $$1 + int(($$2 - $$1 + 1) * (i + 1) / n) - 1 }')
 SIM_SLICES = $(call slices,$(SEEDS))
 POWER_SEEDS ?= $(if $(filter command line,$(origin SEEDS)),$(SEEDS),1..1000)
+WHOLE_SEEDS ?= $(if $(filter command line,$(origin SEEDS)),$(SEEDS),1..400)
 POWER_SLICES = $(call slices,$(POWER_SEEDS))
 TRACES ?= $(sort $(wildcard tests/trace/*.txt))
 TESTS ?= $(UNIT_TESTS)
@@ -237,7 +250,7 @@ TESTS ?= $(UNIT_TESTS)
 THREADED_TESTS ?= $(patsubst tests/unit/%.c,%,$(sort $(shell grep -lsE \
   'pthread_create|os_thread_start|raft_transport_get|balsa_init' tests/unit/test_*.c)))
 
-.PHONY: unit trace sim power mutants damage layers asan tsan cluster
+.PHONY: unit trace sim power whole mutants damage layers asan tsan cluster
 unit: $(TESTS:%=$(OUT)/tests/unit/%)
 	+@$(call run_all,$(TESTS:%=run-unit-%))
 
@@ -250,6 +263,10 @@ sim: $(if $(SIM_OBJECTS),$(OUT)/tests/sim)
 # Whole nodes that lose their power, again and again: tests/power/power.h.
 power: $(OUT)/tests/power
 	+@$(call run_all,$(if $(SEED),run-power-seed,$(POWER_SLICES:%=run-power-%)))
+
+# Whole nodes, one thread at a time: tests/whole/whole.c. Some seeds run twice, to see that a run is its seed's.
+whole: $(OUT)/tests/whole
+	+@$(call run_all,$(if $(SEED),run-whole-seed,run-whole run-whole-twice))
 
 # A mutant passes its test when the simulation fails.
 mutants: $(if $(SIM_OBJECTS),$(MUTANT_PROGRAMS))
@@ -272,7 +289,7 @@ tsan:
 	+@$(PARALLEL) TSAN=1 unit TESTS="$(THREADED_TESTS)"
 
 .PHONY: $(TESTS:%=run-unit-%) $(MUTANTS:%=run-mutant-%) $(SIM_SLICES:%=run-sim-%) run-trace run-sim-seed run-layers run-damage-seed \
-  $(DAMAGE_SLICES:%=run-damage-%) $(POWER_SLICES:%=run-power-%) run-power-seed
+  $(DAMAGE_SLICES:%=run-damage-%) $(POWER_SLICES:%=run-power-%) run-power-seed run-whole run-whole-seed run-whole-twice
 $(TESTS:%=run-unit-%): run-unit-%:
 	@$(RUN) $* $(OUT)/tests/unit/$*
 run-trace:
@@ -285,6 +302,12 @@ run-power-seed:
 	@$(RUN) --show power-seed-$(SEED) $(OUT)/tests/power --seed $(SEED)
 $(POWER_SLICES:%=run-power-%): run-power-%:
 	@$(RUN) --tell power-seeds-$* $(OUT)/tests/power --seeds $*
+run-whole-seed:
+	@$(RUN) --show whole-seed-$(SEED) $(OUT)/tests/whole --seed $(SEED)
+run-whole:
+	@$(RUN) --tell whole-seeds-$(WHOLE_SEEDS) $(OUT)/tests/whole --seeds $(WHOLE_SEEDS) --jobs $(JOBS)
+run-whole-twice:
+	@$(RUN) whole-twice $(OUT)/tests/whole --seeds 1..30 --twice
 $(MUTANTS:%=run-mutant-%): run-mutant-%:
 	@$(RUN) --must-fail mutant-$* $(OUT)/tests/sim-$* --seeds $(MUTANT_SEEDS)
 run-damage-seed:
@@ -327,7 +350,7 @@ installed: all
 
 # ---- The whole ----
 
-STAGES ?= layers unit trace sim power mutants damage asan tsan installed cluster
+STAGES ?= layers unit trace sim power whole mutants damage asan tsan installed cluster
 .PHONY: test soak
 test:
 	@sh tests/deps.sh --if-missing build

@@ -107,9 +107,17 @@ static int lost_code(const struct vfs_connection *connection) {
   return found.writing > 0 ? SQLITE_BUSY_SNAPSHOT : SQLITE_ABORT_ROLLBACK;
 }
 
-static int doomed_code(const struct vfs_connection *connection) {
-  bool is_shared = atomic_load(&connection->has_shared_cache);
-  return is_shared || !sqlite3_get_autocommit(connection->handle) ? VFS_SQLITE_LOST : lost_code(connection);
+/*
+** For a read or write of a doomed transaction. Who has been told rolls back, and sqlite3PagerRollback reads page 1 again for that:
+** if that failed with another code than an IOERR, the pages that the transaction has changed would stay in the cache, as clean
+** ones (pagerRollbackWal ends at the first error, pager_end_transaction goes on), and no changed header drops them if none was
+** written out.
+*/
+static int doomed_code(struct vfs_connection *connection) {
+  bool is_shared = atomic_load(&connection->has_shared_cache), was_told = connection->told_doomed;
+  connection->told_doomed = true;
+  if (was_told || is_shared || !sqlite3_get_autocommit(connection->handle)) return VFS_SQLITE_LOST;
+  return lost_code(connection);
 }
 
 /* Does another Balsa database of the same SQLite connection hold a ticket? Then waiting here could wait for ourselves. */
@@ -239,6 +247,7 @@ static bool take_ticket_until(struct vfs_connection *connection, uint64_t deadli
       continue;
     }
     connection->generation = atomic_load(&database->generation);
+    connection->told_doomed = false;
     connection->refusal = database->methods->acquire(database->node, 0, &connection->epoch);
     if (connection->refusal == VFS_OK && atomic_load(&database->parts_dangling))
       connection->refusal = vfs_end_dangling_parts(connection);

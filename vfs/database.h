@@ -132,6 +132,7 @@ struct vfs_connection {
   int refusal;                    /* enum vfs_error: the answer to the next request for WRITE */
   uint64_t refused_at;            /* when it last waited for the ticket in vain; 0: it got it */
   uint64_t epoch, generation;
+  bool told_doomed;       /* it has been told that its write transaction is lost, and rolls back */
   uint64_t base_sequence; /* what it builds on, from its reservation on; 0: what is committed */
 
   uint64_t gate;      /* sequence that its first read must wait for; 0 none */

@@ -327,6 +327,26 @@ static void an_open_write_transaction_is_doomed_when_leadership_ends(void **stat
   stand_in_close(&node);
 }
 
+/* It has changed page 1, which its roll-back reads again, and has written nothing out: no header changes. */
+static void a_doomed_transaction_leaves_nothing_in_its_cache(void **state) {
+  static const char *const ends[] = {"COMMIT", "ROLLBACK"};
+  (void)state;
+  for (int i = 0; i < 2; i++) {
+    struct stand_in node;
+    stand_in_open(&node, 1024, 0, LONG_MS);
+    sqlite3 *db = stand_in_connect(&node);
+    must(db, "CREATE TABLE t(a, b); INSERT INTO t VALUES (1, 1)");
+    must(db, "BEGIN; UPDATE t SET a = 2; INSERT INTO t VALUES (3, zeroblob(20000))");
+    stand_in_end_epoch(&node);
+    run(db, ends[i]);
+    stand_in_compensate(&node);
+    assert_int_equal(ask(db, "SELECT a FROM t"), 1);
+    assert_int_equal(ask(db, "SELECT count(*) FROM t"), 1);
+    sqlite3_close(db);
+    stand_in_close(&node);
+  }
+}
+
 static void a_doomed_transaction_ends_at_its_next_read(void **state) {
   (void)state;
   struct stand_in node;
@@ -936,6 +956,7 @@ int main(void) {
       cmocka_unit_test(a_write_transaction_that_changed_nothing_answers_for_what_it_saw),
       cmocka_unit_test(a_statement_that_only_reads_this_database_is_gated),
       cmocka_unit_test(an_open_write_transaction_is_doomed_when_leadership_ends),
+      cmocka_unit_test(a_doomed_transaction_leaves_nothing_in_its_cache),
       cmocka_unit_test(a_doomed_transaction_ends_at_its_next_read),
       cmocka_unit_test(lost_is_not_told_before_it_is_taken_back),
       cmocka_unit_test(nobody_writes_on_top_of_a_schema_that_may_be_lost),

@@ -286,13 +286,15 @@ static struct frame *hello_frame(struct raft_transport_node *node, bool as_guest
   uint8_t bytes[WIRE_GREETING_MAX];
   struct raft_hello hello = say_hello(node);
   if (as_guest) hello.features |= RAFT_FEATURE_GUEST;
-  return frame_of(bytes, wire_encode_hello(&hello, bytes));
+  uint32_t length = wire_encode_hello(&hello, bytes);
+  return frame_of(bytes, length);
 }
 
 static struct frame *refusal_frame(const struct raft_refusal *refusal) {
   uint8_t bytes[WIRE_GREETING_MAX];
+  uint32_t length = wire_encode_refusal(refusal, bytes);
   net.counters.refusals++;
-  return frame_of(bytes, wire_encode_refusal(refusal, bytes));
+  return frame_of(bytes, length);
 }
 
 static void hang_up(struct peer *peer) {
@@ -801,7 +803,9 @@ void raft_transport_reply(struct raft_transport_node *node, const struct raft_re
   while (s && (s->to != node || !s->is_met || s->hello.node != reply->to ||
                memcmp(&s->hello.incarnation, &reply->to_incarnation, sizeof reply->to_incarnation) != 0))
     s = s->next;
-  if (s && !node->is_cut_off) answer(s, frame_of(bytes, wire_encode_request(&request, bytes)));
+  if (!s || node->is_cut_off) return;
+  uint32_t length = wire_encode_request(&request, bytes);
+  answer(s, frame_of(bytes, length));
 }
 
 void raft_transport_review(struct raft_transport_node *node) {

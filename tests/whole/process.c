@@ -42,7 +42,7 @@ static void end_node(struct run_process *process) {
 }
 
 static void run_clients(struct run_process *process) {
-  struct task *clients[RUN_CLIENTS_MAX];
+  struct task *clients[RUN_CLIENTS_MAX] = {NULL};
   for (uint32_t i = 0; i < run.n_clients; i++) {
     char name[24];
     struct client_start *start = malloc(sizeof *start);

@@ -287,7 +287,8 @@ void task_join(struct task *task) {
   pthread_join(task->thread, NULL);
   uint32_t i = 0;
   while (all.tasks[i] != task) i++;
-  memmove(&all.tasks[i], &all.tasks[i + 1], (--all.n_tasks - i) * sizeof all.tasks[0]);
+  all.n_tasks--;
+  for (; i < all.n_tasks; i++) all.tasks[i] = all.tasks[i + 1];
   sem_destroy(&task->baton);
   free(task);
 }
@@ -351,7 +352,7 @@ bool task_condition_wait(pthread_cond_t *condition, pthread_mutex_t *mutex, uint
 
 int __wrap_pthread_mutex_init(pthread_mutex_t *mutex, const pthread_mutexattr_t *attributes) {
   (void)attributes;
-  memset(mutex, 0, sizeof *mutex);
+  *(struct mutex *)mutex = (struct mutex){0};
   return 0;
 }
 

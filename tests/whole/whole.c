@@ -374,6 +374,15 @@ static const struct run_profile *find_profile(const char *name) {
   return NULL;
 }
 
+/* A..B */
+static void read_range(const char *text) {
+  char *end = NULL;
+  options.first = strtoull(text, &end, 10);
+  if (strncmp(end, "..", 2) != 0) usage();
+  options.last = strtoull(end + 2, &end, 10);
+  if (*end) usage();
+}
+
 static void read_arguments(int argc, char **argv) {
   for (int i = 1; i < argc; i++) {
     const char *value = i + 1 < argc ? argv[i + 1] : "";
@@ -386,7 +395,7 @@ static void read_arguments(int argc, char **argv) {
     } else if (strcmp(argv[i], "--seed") == 0 && ++i) {
       options.first = options.last = strtoull(value, NULL, 10);
     } else if (strcmp(argv[i], "--seeds") == 0 && ++i) {
-      if (sscanf(value, "%" SCNu64 "..%" SCNu64, &options.first, &options.last) != 2) usage();
+      read_range(value);
     } else if (strcmp(argv[i], "--jobs") == 0 && ++i) {
       options.jobs = (unsigned)strtoul(value, NULL, 10);
       if (options.jobs < 1 || options.jobs > JOBS_MAX) usage();

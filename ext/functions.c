@@ -8,6 +8,11 @@
 **   balsa_snapshot([schema])   takes a snapshot of what is committed now; its index
 **   balsa_transfer([node])     hands leadership over, to the most up to date if none is named; who leads then
 **   balsa_stop([schema])       stops the node in order
+**   balsa_add(node, address)   adds a node that waits there (join=wait), which becomes a voter by itself
+**   balsa_remove(node), balsa_promote(node), balsa_demote(node)   change the members
+**   balsa_leave()              removes this node
+**
+** Those that change the members may be called on any of them; they return 1 when it is done and committed.
 **
 ** A token is "term.index.cluster": what it was proposed as, and the cluster's id in hex.
 */
@@ -68,6 +73,8 @@ static void append_whereabouts(struct node *node, char text[VFS_TEXT_MAX]) {
   size_t length = strlen(text);
   if (status.is_stopped)
     snprintf(text + length, VFS_TEXT_MAX - length, "; " NODE_STOPPED_TEXT);
+  else if (status.is_removed)
+    snprintf(text + length, VFS_TEXT_MAX - length, "; %s", status.state);
   else if (status.leader != 0 && status.leader != status.node)
     snprintf(text + length, VFS_TEXT_MAX - length, "; node %" PRIu64 " at %s leads", status.leader,
              status.leader_address);
@@ -232,6 +239,68 @@ static void function_transfer(sqlite3_context *context, int n, sqlite3_value **a
     sqlite3_result_int64(context, (sqlite3_int64)leader);
 }
 
+/* ---- Members ---- */
+
+/* A node's number; false after setting the error. */
+static bool node_number(sqlite3_context *context, const char *name, sqlite3_value *value, uint64_t *id) {
+  char text[VFS_TEXT_MAX];
+  if (sqlite3_value_numeric_type(value) == SQLITE_INTEGER && sqlite3_value_int64(value) > 0) {
+    *id = (uint64_t)sqlite3_value_int64(value);
+    return true;
+  }
+  snprintf(text, sizeof text, "%s: the first argument must be a node's number, as balsa_members shows it", name);
+  sqlite3_result_error(context, text, -1);
+  return false;
+}
+
+static void change(sqlite3_context *context, enum node_wish wish, const char *name, sqlite3_value *node,
+                   const char *address) {
+  struct vfs_connection *connection = connection_of(context, NULL);
+  char why[VFS_TEXT_MAX] = "", text[VFS_TEXT_MAX + 32];
+  uint64_t id = 0;
+  if (!connection || (node && !node_number(context, name, node, &id))) return;
+  if (refuse_writer(context, connection, name)) return;
+  uint64_t deadline = node_now(node_of_connection(connection)) + vfs_connection_timeout_ms(connection) * OS_MS;
+  int code = node_change(node_of_connection(connection), wish, id, address, deadline, why);
+  if (code == SQLITE_OK) {
+    sqlite3_result_int(context, 1);
+    return;
+  }
+  snprintf(text, sizeof text, "%s: %s", name, why);
+  sqlite3_result_error(context, text, -1);
+  if (code == SQLITE_BUSY) sqlite3_result_error_code(context, SQLITE_BUSY);
+}
+
+static void function_add(sqlite3_context *context, int n, sqlite3_value **arguments) {
+  const char *address = (const char *)sqlite3_value_text(arguments[1]);
+  (void)n;
+  if (!address || !address[0] || strlen(address) >= RAFT_ADDRESS_MAX) {
+    sqlite3_result_error(context, "balsa_add: the second argument must be the node's address, host:port", -1);
+    return;
+  }
+  change(context, NODE_ADD, "balsa_add", arguments[0], address);
+}
+
+static void function_remove(sqlite3_context *context, int n, sqlite3_value **arguments) {
+  (void)n;
+  change(context, NODE_REMOVE, "balsa_remove", arguments[0], "");
+}
+
+static void function_promote(sqlite3_context *context, int n, sqlite3_value **arguments) {
+  (void)n;
+  change(context, NODE_PROMOTE, "balsa_promote", arguments[0], "");
+}
+
+static void function_demote(sqlite3_context *context, int n, sqlite3_value **arguments) {
+  (void)n;
+  change(context, NODE_DEMOTE, "balsa_demote", arguments[0], "");
+}
+
+static void function_leave(sqlite3_context *context, int n, sqlite3_value **arguments) {
+  (void)n, (void)arguments;
+  change(context, NODE_REMOVE, "balsa_leave", NULL, "");
+}
+
 int balsa_functions_register(sqlite3 *db) {
   static const struct {
     const char *name;
@@ -249,6 +318,11 @@ int balsa_functions_register(sqlite3 *db) {
       {"balsa_transfer", 1, SQLITE_DIRECTONLY, function_transfer},
       {"balsa_stop", 0, SQLITE_DIRECTONLY, function_stop},
       {"balsa_stop", 1, SQLITE_DIRECTONLY, function_stop},
+      {"balsa_add", 2, SQLITE_DIRECTONLY, function_add},
+      {"balsa_remove", 1, SQLITE_DIRECTONLY, function_remove},
+      {"balsa_promote", 1, SQLITE_DIRECTONLY, function_promote},
+      {"balsa_demote", 1, SQLITE_DIRECTONLY, function_demote},
+      {"balsa_leave", 0, SQLITE_DIRECTONLY, function_leave},
   };
   int code = SQLITE_OK;
   for (size_t i = 0; code == SQLITE_OK && i < sizeof functions / sizeof *functions; i++)

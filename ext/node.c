@@ -338,7 +338,8 @@ static int find_configurations(struct node *node, struct raft_start *start, stru
 ** counts as written.
 */
 static int complete_first_term(struct node *node, const struct raft_start *start, char *text) {
-  if (start->last_index == 0 || node->formation == NODE_FRESH || node->hard_state.term != 0) return SQLITE_OK;
+  bool forms = node->formation == NODE_FORMED || node->formation == NODE_BOOTSTRAPPING;
+  if (start->last_index == 0 || !forms || node->hard_state.term != 0) return SQLITE_OK;
   node->hard_state.term = 1;
   int error = raft_hard_state_write(node->hard_state_file, &node->hard_state);
   if (error) return fail(SQLITE_CANTOPEN, text, "%s/vote cannot be written: %s", node->folder, strerror(-error));
@@ -353,7 +354,8 @@ static uint64_t last_term(const struct raft_start *start) {
 /* What was found must fit together. */
 static int check_found(struct node *node, const struct raft_start *start, const struct vfs_found *found, char *text) {
   /* Page 1 comes with entry 1, applied when it was durable. An empty log may not vote in its stead. */
-  if (found->has_marks && start->last_index == 0 && node->hard_state.term > 0 && node->formation == NODE_FRESH)
+  bool is_former = node->formation == NODE_FORMED || node->formation == NODE_BOOTSTRAPPING;
+  if (found->has_marks && start->last_index == 0 && node->hard_state.term > 0 && !is_former)
     return fail(SQLITE_CORRUPT, text,
                 "%s/log is empty, but %s was made from it: the log is lost. Restore the folder from a copy, or move it "
                 "away and let the node join anew",
@@ -428,7 +430,8 @@ static int open_log(struct node *node, uint64_t snapshot_threshold, uint64_t lea
   start->entries = found.entries;
   start->commit_index = found.commit_index;
   node->last_index = node->durable_index = found.last_index;
-  if (found.fresh && node->hard_state.term > 0 && node->formation == NODE_FORMED)
+  bool has_begun = node->formation == NODE_FORMED || node->formation == NODE_JOINED;
+  if (found.fresh && node->hard_state.term > 0 && has_begun)
     return fail(SQLITE_CORRUPT, text, "%s is gone: restore it from a copy, or move %s away and let the node join anew",
                 path, node->folder);
   return find_configurations(node, start, configuration, text);
@@ -447,21 +450,6 @@ static int open_raft(struct node *node, struct raft_start *start, char *text) {
   return code;
 }
 
-/* Does this node decide alone? */
-static bool is_sole_voter(const struct node *node, const struct raft_configuration *configuration) {
-  uint32_t others = 0;
-  bool is_voter = false;
-  for (uint32_t i = 0; i < configuration->n_members; i++) {
-    const struct raft_member *member = &configuration->members[i];
-    if (!(member->roles & (RAFT_VOTER_NEW | RAFT_VOTER_OLD))) continue;
-    if (member->id == node->id && node_uuid_equal(&member->incarnation, &node->incarnation))
-      is_voter = true;
-    else
-      others++;
-  }
-  return is_voter && others == 0;
-}
-
 /* It has a log: redo, then the core goes on from there. */
 static int start_again(struct node *node, struct raft_start *start, const struct vfs_found *found,
                        struct node_snapshot *snapshot, char *text) {
@@ -474,7 +462,7 @@ static int start_again(struct node *node, struct raft_start *start, const struct
     raft_payload_unref(last.payload);
   }
   /* What the only voter has in its log is committed: whoever opens it sees all of it at once. */
-  bool is_alone = is_sole_voter(node, node_start_latest(start));
+  bool is_alone = node_is_alone(node, node_start_latest(start));
   uint64_t committed = is_alone ? start->last_index : start->commit_index > marked ? start->commit_index : marked;
   int code = node_start_database(node, committed, start->first_index, snapshot, text);
   if (code != SQLITE_OK) return code;
@@ -522,14 +510,22 @@ static int open_forming(struct node *node, char *text) {
   return error == RAFT_OK ? SQLITE_OK : error == RAFT_NO_MEMORY ? SQLITE_NOMEM : SQLITE_CANTOPEN;
 }
 
-/* It waits for its peers; the open returns. An existing database stays out of sight until the cluster has it. */
-static int start_forming(struct node *node, struct raft_start *start, char *text) {
+/* It waits for its peers, or to be added; the open returns. An existing database stays out of sight until the cluster has it. */
+static int start_waiting(struct node *node, struct raft_start *start, char *text) {
   int code = open_raft(node, start, text);
   if (code == SQLITE_OK && !node->has_content) code = node_start_database(node, 0, 1, NULL, text);
   return code;
 }
 
 /* ---- Start: the network and the threads ---- */
+
+/* A joiner takes the cluster's settings; what it is given all the same must be equal. */
+static void ask_for_settings(struct node *node, struct raft_hello *facts) {
+  const struct options *options = &node->options;
+  facts->election_ms = options_has(options, OPTION_ELECTION) ? options->election_ms : 0;
+  facts->page_size = options_has(options, OPTION_PAGE_SIZE) ? options->page_size : 0;
+  facts->auto_vacuum = options_has(options, OPTION_AUTO_VACUUM) ? options->auto_vacuum : NODE_AUTO_VACUUM_ANY;
+}
 
 static void state_facts(struct node *node, const struct vfs_found *found) {
   struct raft_hello *facts = &node->facts;
@@ -547,6 +543,10 @@ static void state_facts(struct node *node, const struct vfs_found *found) {
     facts->election_ms = node->configuration.settings.election_ms;
     facts->page_size = node->configuration.settings.page_size;
     facts->auto_vacuum = node->configuration.settings.auto_vacuum;
+  }
+  if (node_is_joining(node)) {
+    facts->features = NODE_FEATURE_JOINS;
+    if (node->configuration.n_members == 0) ask_for_settings(node, facts);
   }
   if (node->options.n_peers > 0) facts->peers_hash = raft_forming_hash(node->options.peers, node->options.n_peers);
   memcpy(facts->address, node->options.advertise, sizeof facts->address);
@@ -586,7 +586,10 @@ static int start_threads(struct node *node, char *text) {
 static void unfreeze(struct node *node) {
   pthread_mutex_lock(&node->mutex);
   node->frozen = false;
+  node->leader_heard_at = node->join_heard_at = os_now(node->os);
+  if (node->removed_index != 0) node_say_removed(node);
   node_dial_members(node);
+  node_members_tick(node);
   node_forming_look(node);
   raft_tick(node->raft, os_now(node->os));
   node_drain(node, NULL, 0);
@@ -597,7 +600,7 @@ static void unfreeze(struct node *node) {
 static void wait_alone(struct node *node) {
   uint64_t deadline = os_now(node->os) + NODE_START_ALONE_MAX;
   pthread_mutex_lock(&node->mutex);
-  bool is_alone = node->configuration.n_members == 1;
+  bool is_alone = node_is_alone(node, &node->configuration) && node->removed_index == 0;
   while (is_alone && node->epoch == 0 && !node->failed[0] && !node->quarantine[0] && os_now(node->os) < deadline)
     os_condition_wait(node->os, &node->epoch_condition, &node->mutex, deadline);
   pthread_mutex_unlock(&node->mutex);
@@ -625,7 +628,18 @@ static int settle_options(struct node *node, const struct options *kept, const s
   if (is_fresh) options_forget_derived(&node->options);
   options_merge(&node->options, given);
   node->options.node = node->id;
-  return options_check(&node->options, is_fresh, text) ? SQLITE_OK : SQLITE_CANTOPEN;
+  /* What has come of a cluster's log so far does not make it a member. */
+  bool joins = node->formation == NODE_FRESH && options_joins(&node->options);
+  return options_check(&node->options, is_fresh || joins, text) ? SQLITE_OK : SQLITE_CANTOPEN;
+}
+
+/* What the leader sends would replace it. */
+static int check_joiner(struct node *node, const struct vfs_found *found, char *text) {
+  if (!node_is_joining(node) || !found->has_content || found->has_marks) return SQLITE_OK;
+  return fail(SQLITE_CANTOPEN, text,
+              "option join: %s is a database already, which belongs to no cluster and would be replaced: move it away, "
+              "or open it without join",
+              node->path);
 }
 
 /* What lies in the log already counts for the next snapshot and for the tail. */
@@ -643,7 +657,7 @@ static int begin(struct node *node, struct raft_start *start, struct vfs_found *
   if (start->n_configurations > 0) return start_again(node, start, found, snapshot, text);
   int code = is_plain ? adopt(node, found, text) : SQLITE_OK;
   if (code != SQLITE_OK) return code;
-  return node->forming ? start_forming(node, start, text) : start_alone(node, start, text);
+  return node->forming || node_is_joining(node) ? start_waiting(node, start, text) : start_alone(node, start, text);
 }
 
 static int start_node(struct node *node, const struct options *given, struct raft_start *start,
@@ -667,6 +681,7 @@ static int start_node(struct node *node, const struct options *given, struct raf
   if (code == SQLITE_OK && start->n_configurations > 0)
     code = check_members(node->path, node_start_latest(start), given, text);
   if (code == SQLITE_OK) code = settle_options(node, &kept, given, start->n_configurations == 0, text);
+  if (code == SQLITE_OK) code = check_joiner(node, &found, text);
   if (code == SQLITE_OK) code = complete_first_term(node, start, text);
   if (code == SQLITE_OK) code = check_found(node, start, &found, text);
   if (code != SQLITE_OK) return code;
@@ -678,8 +693,8 @@ static int start_node(struct node *node, const struct options *given, struct raf
   if (code == SQLITE_OK && !node->is_restart) code = open_log(node, threshold, 0, start, configuration, text);
   if (code == SQLITE_OK && node->formation == NODE_BOOTSTRAPPING && start->n_configurations > 0)
     node->formation = NODE_FORMED;
-  if (code == SQLITE_OK)
-    code = node_kept_write(node, node->formation == NODE_BOOTSTRAPPING ? NODE_FRESH : node->formation, text);
+  if (node->formation == NODE_BOOTSTRAPPING) node->formation = NODE_FRESH;
+  if (code == SQLITE_OK) code = node_kept_write(node, node->formation, node->removed_index, text);
   if (code == SQLITE_OK) code = begin(node, start, &found, snapshot, text);
   if (code == SQLITE_OK) code = start_threads(node, text);
   if (code != SQLITE_OK) return code;
@@ -699,6 +714,7 @@ static void shut_down(struct node *node) {
   node_wake_all(node);
   pthread_mutex_unlock(&node->mutex);
   if (link) raft_transport_detach(link); /* no callback runs any more */
+  node_end_passing(node);
   if (node->transfer_thread) os_thread_join(node->transfer_thread);
   if (node->checkpoint_thread) os_thread_join(node->checkpoint_thread);
   if (node->apply_thread) os_thread_join(node->apply_thread);

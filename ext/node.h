@@ -64,10 +64,19 @@ struct node_status {
   bool has_checksum;
   uint64_t checksum;
   uint32_t tolerates;
-  bool is_stopped;
+  bool is_stopped, is_removed;
   const char *path; /* lives as long as the node */
 };
 void node_get_status(struct node *node, struct node_status *status);
+
+/* What one may ask of the members, on any of them. */
+enum node_wish { NODE_ADD, NODE_REMOVE, NODE_PROMOTE, NODE_DEMOTE };
+/*
+** Until it is the case by a settled, committed configuration. `id` 0: this node (it leaves). `address`: NODE_ADD. SQLITE_OK;
+** SQLITE_ERROR: refused; SQLITE_BUSY: not by the deadline, or unknown; both with a sentence. Waits; no lock held.
+*/
+int node_change(struct node *node, enum node_wish wish, uint64_t id, const char *address, uint64_t deadline,
+                char *text);
 
 #define NODE_TRANSFER_TEXT_MAX 48
 struct node_member {

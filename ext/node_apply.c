@@ -219,12 +219,32 @@ static void begin_epoch(struct node *node) {
 
 /* mutex held. */
 static bool has_work(const struct node *node) {
-  return (node->compensation_owed && !node->quarantine[0]) || node->form_wanted || has_to_install(node) ||
-         may_begin_epoch(node) || has_to_apply(node);
+  return (node->compensation_owed && !node->quarantine[0]) || node->form_wanted || node->keep_wanted ||
+         node->news_code != 0 || has_to_install(node) || may_begin_epoch(node) || has_to_apply(node);
 }
 
 void node_wake_apply(struct node *node) {
   if (node->apply_idle && has_work(node)) pthread_cond_signal(&node->apply_condition);
+}
+
+/* mutex held, given up meanwhile. */
+static void keep(struct node *node, uint64_t *delay) {
+  char text[VFS_TEXT_MAX] = "";
+  int error = node_keep(node, text);
+  if (error == VFS_OK) return;
+  set_blocked(node, error, *delay, text);
+  back_off(node, &node->apply_condition, error, delay);
+}
+
+/* mutex held, given up meanwhile. */
+static void tell(struct node *node) {
+  char news[VFS_TEXT_MAX];
+  int code = node->news_code;
+  memcpy(news, node->news, sizeof news);
+  node->news_code = 0;
+  pthread_mutex_unlock(&node->mutex);
+  node_log(code, "node %" PRIu64 ": %s", node->id, news);
+  pthread_mutex_lock(&node->mutex);
 }
 
 /* mutex held, given up meanwhile. */
@@ -236,6 +256,10 @@ static void apply_step(struct node *node, struct raft_entry *entries, uint64_t *
     pthread_mutex_unlock(&node->mutex);
     node_form(node);
     pthread_mutex_lock(&node->mutex);
+  } else if (node->keep_wanted) {
+    keep(node, delay);
+  } else if (node->news_code != 0) {
+    tell(node);
   } else if (has_to_install(node)) {
     install(node, delay);
   } else if (may_begin_epoch(node)) {

@@ -3,7 +3,8 @@
 **
 ** The node's folder app.db-balsa/:
 **
-**   options   slot file, kind "OPTS": name=value lines of the options (options.h) and formation=…
+**   options   slot file, kind "OPTS": name=value lines of the options (options.h), formation=… and removed=…
+**             (node_members.c)
 **   vote      slot file: node, incarnation, term, vote (raft/io/hard_state.h)
 **   log/      the log (raft/io/store.h)
 **   lock, database   of vfs/
@@ -25,7 +26,7 @@
 #define KEPT_VERSION 1
 
 static const char *const formations[] = {
-    [NODE_FRESH] = "fresh", [NODE_BOOTSTRAPPING] = "bootstrapping", [NODE_FORMED] = "formed"};
+    [NODE_FRESH] = "fresh", [NODE_BOOTSTRAPPING] = "bootstrapping", [NODE_FORMED] = "formed", [NODE_JOINED] = "joined"};
 
 /* ---- What the folder keeps ---- */
 
@@ -43,6 +44,12 @@ static bool read_formation(const char *kept, enum node_formation *formation) {
   return false;
 }
 
+/* The kept index of the configuration by which it was removed; 0: it was not. */
+static uint64_t read_removed(const char *kept) {
+  const char *at = strstr(kept, "\nremoved=");
+  return at ? strtoull(at + strlen("\nremoved="), NULL, 10) : 0;
+}
+
 int node_kept_open(struct node *node, struct options *kept, char *text) {
   char path[OS_PATH_MAX + 16], payload[OPTIONS_KEPT_MAX], why[OPTIONS_TEXT_MAX] = "";
   size_t size = 0;
@@ -57,21 +64,45 @@ int node_kept_open(struct node *node, struct options *kept, char *text) {
     return SQLITE_CANTOPEN;
   }
   payload[size] = 0;
+  node->removed_index = read_removed(payload);
   if (read_formation(payload, &node->formation) && options_from_kept(kept, payload, why)) return SQLITE_OK;
   node_say(text, "%.300s: %.400s", path, why[0] ? why : "of another version of Balsa; use that one");
   return SQLITE_CANTOPEN;
 }
 
-int node_kept_write(struct node *node, enum node_formation formation, char *text) {
+int node_kept_write(struct node *node, enum node_formation formation, uint64_t removed_index, char *text) {
   char kept[SLOT_FILE_PAYLOAD_MAX];
   int length = snprintf(kept, sizeof kept, "formation=%s\n", formations[formation]);
+  if (removed_index != 0)
+    length += snprintf(kept + length, sizeof kept - (size_t)length, "removed=%" PRIu64 "\n", removed_index);
   if (!options_keep(&node->options, kept + length, sizeof kept - (size_t)length, text)) return SQLITE_CANTOPEN;
   int error = slot_file_write(node->kept_file, kept, strlen(kept));
   if (error) {
     node_say(text, "%.400s/options cannot be written: %s", node->folder, strerror(-error));
     return error == -ENOSPC ? SQLITE_FULL : SQLITE_CANTOPEN;
   }
+  return SQLITE_OK;
+}
+
+int node_keep(struct node *node, char *text) {
+  enum node_formation formation = node->formation;
+  uint64_t removed_index = node->removed_index;
+  node->keep_wanted = false;
+  pthread_mutex_unlock(&node->mutex);
+  int code = node_kept_write(node, formation, removed_index, text);
+  pthread_mutex_lock(&node->mutex);
+  if (code == SQLITE_OK) return VFS_OK;
+  node->keep_wanted = true;
+  return code == SQLITE_FULL ? VFS_NO_SPACE : VFS_IO;
+}
+
+/* While it begins: nobody else writes it, or looks. */
+static int set_formation(struct node *node, enum node_formation formation, char *text) {
+  int code = node_kept_write(node, formation, 0, text);
+  if (code != SQLITE_OK) return code;
+  pthread_mutex_lock(&node->mutex);
   node->formation = formation;
+  pthread_mutex_unlock(&node->mutex);
   return SQLITE_OK;
 }
 
@@ -182,7 +213,7 @@ int node_bootstrap(struct node *node, const struct raft_configuration *configura
   random_uuid(node, &complete.database);
   complete.settings.election_ms = node->options.election_ms;
   complete.settings.heartbeat_ms = node->options.heartbeat_ms;
-  int code = node_kept_write(node, NODE_BOOTSTRAPPING, text);
+  int code = set_formation(node, NODE_BOOTSTRAPPING, text);
   if (code != SQLITE_OK) return code;
   int error = bootstrap_entries(&bootstrap, &complete, has_content);
   if (!error && has_content) error = vfs_database_mark(node->database, bootstrap.last, text);
@@ -193,7 +224,7 @@ int node_bootstrap(struct node *node, const struct raft_configuration *configura
     return node_sqlite_error(error);
   }
   *last = bootstrap.last;
-  code = node_kept_write(node, NODE_FORMED, text);
+  code = set_formation(node, NODE_FORMED, text);
   node->is_former = code == SQLITE_OK;
   return code;
 }

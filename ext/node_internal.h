@@ -4,6 +4,8 @@
 **   node.c         life cycle: registry, start, stop, fork
 **   node_form.c    what the folder keeps, bootstrap, forming a cluster from peers
 **   node_raft.c    driving the core: events in, work out, messages, timer
+**   node_members.c who belongs to the cluster: dialling, meeting, joining, being removed
+**   node_change.c  the leader changes the members
 **   node_log.c     making it durable: who flushes, the log thread
 **   node_write.c   what vfs/ asks for: acquire, propose, wait, barrier
 **   node_apply.c   the apply thread and the checkpoint thread
@@ -79,8 +81,25 @@
 #define NODE_WHY_MAX 320                /* bytes of a sentence: what a command waits for */
 #define NODE_SUCCESSOR_LAG_MAX 1024     /* entries: who is further behind would make writers wait for it */
 #define NODE_SUCCESSOR_SLICE (5 * OS_MS)
-#define NODE_STOP_HAND_OVER_MAX (800 * OS_MS) /* of a stop in order, to hand leadership over */
-#define NODE_STOP_TICKET_MAX (100 * OS_MS)    /* of that, for an open write transaction to end */
+#define NODE_STOP_HAND_OVER_MAX (800 * OS_MS)  /* of a stop in order, to hand leadership over */
+#define NODE_STOP_TICKET_MAX (100 * OS_MS)     /* of that, for an open write transaction to end */
+#define NODE_GREETING_PATIENCE (2 * OS_SECOND) /* for a node that is to be added to answer at its address */
+#define NODE_PASSING_PATIENCE (2 * OS_SECOND)  /* for a leader that is to leave to hand over; then again */
+#define NODE_PASSING_PAUSE (100 * OS_MS)
+#define NODE_JOIN_PACE (250 * OS_MS)       /* a joiner asks again */
+#define NODE_JOIN_PATIENCE (2 * OS_SECOND) /* until it says that nobody answers */
+#define NODE_JOIN_WAIT_MS 5000             /* the leader keeps at it for so long */
+#define NODE_PARTING OS_SECOND             /* who is no member any more is dialled for so long */
+#define NODE_LEARNED_MAX RAFT_MEMBERS_MAX
+#define NODE_DIALLED_MAX (4 * RAFT_MEMBERS_MAX) /* members, those who are parted from, those who came to a joiner */
+#define NODE_FEATURE_JOINS 2ull                 /* of a Hello: this node waits to become a member */
+#define NODE_AUTO_VACUUM_ANY UINT32_MAX         /* of such a Hello: whatever the cluster has */
+#define NODE_TWO_VOTERS_TEXT "tolerates the failure of no node: two of two must answer. Let a third one join"
+
+/* Numbers of contacts (raft_transport_set_contact). */
+#define NODE_CONTACT_JOIN 1u     /* … OPTIONS_JOIN_MAX: those that option join names */
+#define NODE_CONTACT_LEADER 15u  /* whom one of them named as the leader */
+#define NODE_CONTACT_COMMAND 16u /* … the slot of a command: who is to be added */
 
 /* Someone who waits for an index: to be committed, applied, or durable. On the waiting thread's stack. */
 enum node_signal { NODE_WAIT, NODE_LEAD, NODE_DECIDED };
@@ -125,6 +144,12 @@ struct node_snapshot;
 /* What a node may ask of the leader; numbers of the wire, for ever. */
 enum node_request_kind {
   NODE_REQUEST_NONE,
+  NODE_REQUEST_JOIN,
+  NODE_REQUEST_ADD,
+  NODE_REQUEST_REMOVE,
+  NODE_REQUEST_PROMOTE,
+  NODE_REQUEST_DEMOTE,
+  NODE_REQUEST_ADDRESS,
   NODE_REQUESTS,
 };
 
@@ -145,8 +170,16 @@ struct node_command {
   uint64_t deadline;           /* as far as the asker waits */
   bool may_happen;             /* something was begun that does not need this leader any more */
   char why[NODE_WHY_MAX];      /* what it waits for */
-  unsigned stage;              /* the step function's own, from 0 */
-  uint64_t index;              /* likewise */
+  unsigned stage;              /* the step function's own, from 0; so are those below */
+  uint64_t since;
+  struct raft_hello hello;
+};
+
+/* Where a node is by its own word, where that is news. */
+struct node_learned {
+  uint64_t id;
+  struct raft_uuid incarnation;
+  char address[RAFT_ADDRESS_MAX];
 };
 
 /* Someone who waits for the answer to a command, on the waiting thread's stack. node.mutex. */
@@ -182,6 +215,7 @@ enum node_formation {
   NODE_FRESH,         /* no cluster yet, or joined by the leader's entry 1: the log says which */
   NODE_BOOTSTRAPPING, /* it was writing entry 1 and the first state; nobody else has seen any of it */
   NODE_FORMED,        /* it wrote entry 1 and the first state, all durable */
+  NODE_JOINED,        /* a committed configuration has named it */
 };
 
 enum node_life { NODE_STARTING, NODE_RUNNING, NODE_STOPPING, NODE_STOPPED };
@@ -229,13 +263,13 @@ struct node {
   struct raft *raft;
   enum raft_role role;
   uint64_t term, leader;
-  uint64_t armed;                                   /* the timer stands at this time; 0: not armed */
-  struct raft_configuration configuration;          /* in force; n_members 0: none */
-  char learned[RAFT_MEMBERS_MAX][RAFT_ADDRESS_MAX]; /* newer addresses, from Hellos, in its order; "" none */
+  uint64_t armed;                          /* the timer stands at this time; 0: not armed */
+  struct raft_configuration configuration; /* in force; n_members 0: none */
   enum node_formation formation;
-  bool is_former;               /* it wrote entry 1 */
-  bool electable;               /* as told to the core */
-  struct raft_forming *forming; /* NULL: not forming (any more) */
+  bool is_former;                     /* it wrote entry 1 */
+  bool electable;                     /* as told to the core */
+  uint32_t election_ms, heartbeat_ms; /* likewise; 0 not yet */
+  struct raft_forming *forming;       /* NULL: not forming (any more) */
   char forming_text[VFS_TEXT_MAX];
   char refused_text[VFS_TEXT_MAX]; /* the last refusal by a peer; "" after any message from one */
   char quarantine[VFS_TEXT_MAX];   /* why it applies nothing more; "" if it does */
@@ -281,12 +315,36 @@ struct node {
   struct node_read *reads;
   uint64_t read_context;
 
+  /* Members. */
+  struct node_learned learned[NODE_LEARNED_MAX];
+  size_t n_learned;
+  uint64_t dialled[NODE_DIALLED_MAX]; /* ids that the transport dials */
+  size_t n_dialled;
+  uint64_t parting_at;                 /* those who are no members any more are hung up on then; 0: there are none */
+  uint64_t members_tick_at;            /* the next look at what has to be asked */
+  uint64_t settled_index;              /* of the committed configuration that was looked at */
+  uint64_t leads_since;                /* leader */
+  uint64_t leader_heard_at;            /* a message of a leader came, or the start */
+  uint64_t heard_at[RAFT_MEMBERS_MAX]; /* a message of a member came, in the order of the configuration; 0 never */
+  uint64_t removed_index; /* of the committed configuration by which it is no member any more; 0: it is not removed */
+  char removed_text[VFS_TEXT_MAX];
+  bool keep_wanted; /* the folder is to keep `formation` or `removed_index` */
+  int news_code;    /* not 0: `news` is to go into the application's log */
+  char news[VFS_TEXT_MAX];
+  char join_text[VFS_TEXT_MAX];           /* how far joining is; "" nothing to say */
+  uint64_t join_context, address_context; /* of the latest request; 0: none */
+  uint64_t join_heard_at;                 /* somebody answered, or the start */
+  uint32_t join_next;                     /* whom to ask next */
+
   /* Commands. */
   struct node_asking *asking;
   uint64_t request_context; /* the latest; it begins at random: a late answer to an earlier process meets nobody */
   struct node_command commands[NODE_COMMANDS_MAX];
   size_t n_commands;
   bool is_stepping;
+  struct os_thread *passing_thread; /* hands leadership over, for a command; NULL: none is under way */
+  bool passing_over;                /* it is through; why in vain: */
+  char passing_text[VFS_TEXT_MAX];
 
   /* Applying. */
   uint64_t commit_index, applied_index;
@@ -349,7 +407,9 @@ bool node_is_forked(void);
 
 /* The kept options and how far a formation went. SQLite error code, with a sentence. */
 int node_kept_open(struct node *node, struct options *kept, char *text);
-int node_kept_write(struct node *node, enum node_formation formation, char *text);
+int node_kept_write(struct node *node, enum node_formation formation, uint64_t removed_index, char *text);
+/* On the apply thread, mutex held, given up meanwhile: what has become of this node. VFS error, with a sentence. */
+int node_keep(struct node *node, char *text);
 /* A configuration of this node alone. */
 void node_single_configuration(struct node *node, struct raft_configuration *configuration);
 /*
@@ -379,10 +439,59 @@ static inline const struct raft_configuration *node_start_latest(const struct ra
 }
 /* mutex held. After raft_open or a bootstrap: copies the configuration in force. */
 void node_configuration_changed(struct node *node);
-/* mutex held. Dials the members, or the peers it waits for. */
-void node_dial_members(struct node *node);
 /* mutex held. Sends the APPEND with the entries in `scratch`, or leaves it to the log thread. */
 void node_send(struct node *node, const struct raft_message *message);
+
+/* ---- node_members.c ---- */
+
+/* Is this node, in this incarnation, a member? */
+bool node_is_in(const struct raft_configuration *configuration, uint64_t id, const struct raft_uuid *incarnation);
+/* Is this node alone a voter: does it decide by itself? */
+bool node_is_alone(const struct node *node, const struct raft_configuration *configuration);
+/* mutex held, as below. Is it to become a member of a cluster that is there? */
+bool node_is_joining(const struct node *node);
+/* Where a node can be reached, as far as this one knows; "" if it does not. */
+const char *node_address_of(const struct node *node, uint64_t id);
+/* Dials the members, or the peers it waits for. */
+void node_dial_members(struct node *node);
+/* The configuration in force is another. */
+void node_members_changed(struct node *node);
+/* In every drain: is the configuration in force committed by now? */
+void node_members_settled(struct node *node, const struct raft_status *status);
+/* This node is no member any more, by the committed configuration at `index`. */
+void node_removed(struct node *node, uint64_t index);
+/* Writes removed_text. */
+void node_say_removed(struct node *node);
+uint32_t node_count_voters(const struct raft_configuration *configuration);
+void node_describe_joining(const struct node *node, char text[VFS_TEXT_MAX]);
+/* On the loop thread, now and then: asks the leader for what this node wants, and hangs up on who has left. */
+void node_members_tick(struct node *node);
+/* A reply that nobody waits for on a thread. */
+void node_hear_reply(struct node *node, const struct raft_request *reply);
+/* May who says this be added? false: a sentence in `text`. No lock. */
+bool node_suits(const struct raft_configuration *configuration, const struct raft_hello *hello, char *text,
+                size_t size);
+/* Callbacks of the transport. */
+bool node_meet(void *node, const struct raft_hello *hello, struct raft_refusal *refusal);
+bool node_greet(void *node, uint32_t contact, const struct raft_hello *hello, struct raft_refusal *refusal);
+void node_refused(void *node, uint64_t peer, uint32_t contact, const struct raft_refusal *refusal);
+
+/* ---- node_change.c ---- */
+
+/* mutex held. Step functions: see node_step_commands. */
+bool node_step_join(struct node *node, struct node_command *command, struct raft_request *reply);
+bool node_step_add(struct node *node, struct node_command *command, struct raft_request *reply);
+bool node_step_remove(struct node *node, struct node_command *command, struct raft_request *reply);
+bool node_step_promote(struct node *node, struct node_command *command, struct raft_request *reply);
+bool node_step_demote(struct node *node, struct node_command *command, struct raft_request *reply);
+bool node_step_address(struct node *node, struct node_command *command, struct raft_request *reply);
+/* The contact that a command has dialled has answered, or refused. */
+void node_greet_command(struct node *node, uint32_t slot, const struct raft_hello *hello);
+void node_refuse_command(struct node *node, uint32_t slot, const char *text);
+/* No lock held. At a stop: waits until it hands nothing over any more. */
+void node_end_passing(struct node *node);
+/* A command is over: its slot is free. */
+void node_end_command(struct node *node, struct node_command *command);
 
 /* ---- node_log.c ---- */
 
@@ -484,15 +593,12 @@ int node_ask(struct node *node, const struct raft_request *command, uint64_t dea
 */
 void node_step_commands(struct node *node);
 void node_say_reply(struct raft_request *reply, const char *format, ...) __attribute__((format(printf, 2, 3)));
+/* mutex held. To the leader of now, be it this node. false: there is none, or no connection to it. */
+bool node_send_command(struct node *node, struct raft_request *request);
 /* mutex held. The answer of a node that does not lead: who does. */
 void node_reply_not_leader(struct node *node, struct raft_request *reply);
 /* Callback of the transport. */
 void node_request_received(void *node, const struct raft_request *request);
-
-/* ---- node_status.c ---- */
-
-/* mutex held. Where a member can be reached, as far as this node knows; "" if it does not. */
-const char *node_address_of(const struct node *node, uint64_t id);
 
 /* ---- node_restore.c ---- */
 

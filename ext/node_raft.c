@@ -83,6 +83,8 @@ static void end_epoch(struct node *node) {
 
 static void change_role(struct node *node, const struct raft_work *work) {
   if (node->epoch != 0 && (work->role != RAFT_LEADER || work->term != node->epoch)) end_epoch(node);
+  if (work->role == RAFT_LEADER && (node->role != RAFT_LEADER || node->term != work->term))
+    node->leads_since = os_now(node->os);
   node->role = work->role;
   node->term = work->term;
   node->leader = work->leader;
@@ -102,7 +104,7 @@ void node_configuration_changed(struct node *node) {
   uint64_t index = 0;
   const struct raft_configuration *configuration = raft_get_configuration(node->raft, &index);
   node->configuration = *configuration;
-  memset(node->learned, 0, sizeof node->learned);
+  memset(node->heard_at, 0, sizeof node->heard_at);
   pthread_mutex_lock(&node->facts_mutex);
   node->facts.cluster = configuration->cluster;
   node->facts.database = configuration->database;
@@ -116,7 +118,7 @@ void node_configuration_changed(struct node *node) {
   raft_forming_close(node->forming);
   node->forming = NULL;
   node->forming_text[0] = 0;
-  node_dial_members(node);
+  node_members_changed(node);
 }
 
 /* ---- The loop ---- */
@@ -149,13 +151,25 @@ static bool report_failure(struct node *node) {
   return true;
 }
 
+/* A node that joins has other times than the cluster, until it hears of them. */
+static void keep_time(struct node *node) {
+  const struct raft_settings *settings = &node->configuration.settings;
+  if (node->configuration.n_members == 0 ||
+      (settings->election_ms == node->election_ms && settings->heartbeat_ms == node->heartbeat_ms))
+    return;
+  node->election_ms = settings->election_ms;
+  node->heartbeat_ms = settings->heartbeat_ms;
+  raft_set_timing(node->raft, os_now(node->os), node->election_ms * OS_MS, node->heartbeat_ms * OS_MS);
+}
+
 static bool update_electable(struct node *node) {
   /*
   ** Entries of term 1 are the first state of the cluster, written by the node that formed it. Until a leader's
   ** no-op is behind them, only that node is known to hold all of them: it alone may win the first election.
   */
   bool has_first_state = node->is_former || raft_term_at(node->raft, node->last_index) != 1;
-  bool electable = has_first_state && !node->apply_blocked && !node->quarantine[0] && !node->no_space;
+  bool electable = has_first_state && node->removed_index == 0 && !node->apply_blocked && !node->quarantine[0] &&
+                   !node->no_space;
   if (electable == node->electable) return false;
   node->electable = electable;
   raft_set_electable(node->raft, os_now(node->os), electable);
@@ -183,6 +197,7 @@ static void look_in(struct node *node) {
   raft_get_status(node->raft, &status);
   node->durable_index = status.durable_index;
   node->last_index = status.last_index;
+  if (status.configuration_committed) node_members_settled(node, &status);
 }
 
 void node_drain(struct node *node, const struct raft_entry *entries, size_t n_entries) {
@@ -192,6 +207,7 @@ void node_drain(struct node *node, const struct raft_entry *entries, size_t n_en
     struct raft_work work;
     node_step_commands(node);
     while (raft_take_work(node->raft, &work)) carry_out(node, &work, entries, n_entries);
+    keep_time(node);
     look_in(node);
     again = report(node);
     again = report_failure(node) || again;
@@ -240,118 +256,6 @@ static void on_hello(void *ctx, struct raft_hello *hello) {
   pthread_mutex_unlock(&node->facts_mutex);
 }
 
-static bool refuse(struct raft_refusal *refusal, const char *format, ...) __attribute__((format(printf, 2, 3)));
-static bool refuse(struct raft_refusal *refusal, const char *format, ...) {
-  va_list arguments;
-  va_start(arguments, format);
-  vsnprintf(refusal->text, sizeof refusal->text, format, arguments);
-  va_end(arguments);
-  return false;
-}
-
-/* This node is a member of a cluster: only the other members are met, with the incarnation that it names. */
-static bool meet_member(struct node *node, const struct raft_hello *hello, struct raft_refusal *refusal) {
-  char ours[NODE_UUID_TEXT], theirs[NODE_UUID_TEXT];
-  const struct raft_configuration *configuration = &node->configuration;
-  node_uuid_text(&configuration->cluster, ours);
-  if (!node_uuid_is_none(&hello->cluster) && !node_uuid_equal(&hello->cluster, &configuration->cluster)) {
-    node_uuid_text(&hello->cluster, theirs);
-    return refuse(refusal,
-                  "node %" PRIu64 " is in cluster %s and node %" PRIu64
-                  " in cluster %s: one of them has a wrong address or folder",
-                  node->id, ours, hello->node, theirs);
-  }
-  const struct raft_member *member = raft_configuration_find(configuration, hello->node);
-  if (!member)
-    return refuse(refusal, "node %" PRIu64 " is not a member of cluster %s, to which node %" PRIu64 " belongs",
-                  hello->node, ours, node->id);
-  if (!node_uuid_equal(&member->incarnation, &hello->incarnation))
-    return refuse(refusal,
-                  "node %" PRIu64
-                  " came to cluster %s with another folder than it joined with: bring back its folder; one whose "
-                  "folder is lost has to join as a new member",
-                  hello->node, ours);
-  /* It may have moved: it dials us, and we answer where it says it is. */
-  size_t place = (size_t)(member - configuration->members);
-  const char *known = node->learned[place][0] ? node->learned[place] : member->address;
-  if (hello->address[0] && strcmp(known, hello->address) != 0) {
-    memcpy(node->learned[place], hello->address, RAFT_ADDRESS_MAX);
-    node_dial_members(node);
-  }
-  return true;
-}
-
-static bool is_peer(const struct node *node, uint64_t id) {
-  for (size_t i = 0; i < node->options.n_peers; i++)
-    if (node->options.peers[i].id == id) return true;
-  return false;
-}
-
-/* This node waits for its cluster. */
-static bool meet_peer(struct node *node, const struct raft_hello *hello, struct raft_refusal *refusal) {
-  if (!is_peer(node, hello->node))
-    return refuse(refusal,
-                  "node %" PRIu64 " does not have node %" PRIu64 " in its list of peers: give each node the same list",
-                  node->id, hello->node);
-  if (!node_uuid_is_none(&hello->cluster)) {
-    /* It has formed the cluster and sends entry 1, if we are in it; else it refuses us. */
-    snprintf(node->forming_text, sizeof node->forming_text,
-             "node %" PRIu64 " has formed the cluster; waiting for its log", hello->node);
-    return true;
-  }
-  if (hello->election_ms != node->facts.election_ms) {
-    snprintf(node->forming_text, sizeof node->forming_text,
-             "refused: node %" PRIu64 " has election=%u and node %" PRIu64 " election=%u: give each node the same",
-             node->id, node->facts.election_ms, hello->node, hello->election_ms);
-    return refuse(refusal, "%.600s", node->forming_text + strlen("refused: "));
-  }
-  struct raft_peer_facts facts = {
-      .id = hello->node,
-      .incarnation = hello->incarnation,
-      .cluster = hello->cluster,
-      .peers_hash = hello->peers_hash,
-      .has_database = hello->has_database,
-      .page_size = hello->page_size,
-      .auto_vacuum = hello->auto_vacuum,
-  };
-  raft_forming_hear(node->forming, &facts);
-  node_forming_look(node);
-  return true;
-}
-
-/* mutex held. */
-static bool meet(struct node *node, const struct raft_hello *hello, struct raft_refusal *refusal) {
-  if (node->stopping) return refuse(refusal, "node %" PRIu64 " is stopping", node->id);
-  if (hello->node == node->id)
-    return refuse(refusal, "node %" PRIu64 " exists twice: this one is at %s; give each node a number of its own",
-                  node->id, node->options.advertise);
-  if (node->configuration.n_members > 0) return meet_member(node, hello, refusal);
-  if (node->forming) return meet_peer(node, hello, refusal);
-  return refuse(refusal, "node %" PRIu64 " is a cluster of one that is just being made", node->id);
-}
-
-static bool on_meet(void *ctx, const struct raft_hello *hello, struct raft_refusal *refusal) {
-  struct node *node = ctx;
-  pthread_mutex_lock(&node->mutex);
-  bool good = meet(node, hello, refusal);
-  pthread_mutex_unlock(&node->mutex);
-  return good;
-}
-
-static bool on_greet(void *ctx, uint32_t contact, const struct raft_hello *hello, struct raft_refusal *refusal) {
-  struct node *node = ctx;
-  (void)contact, (void)hello;
-  return refuse(refusal, "node %" PRIu64 " has nothing to ask", node->id); /* it dials no contacts */
-}
-
-static void on_refused(void *ctx, uint64_t peer, uint32_t contact, const struct raft_refusal *refusal) {
-  struct node *node = ctx;
-  (void)contact;
-  pthread_mutex_lock(&node->mutex);
-  snprintf(node->refused_text, sizeof node->refused_text, "refused by node %" PRIu64 ": %.600s", peer, refusal->text);
-  pthread_mutex_unlock(&node->mutex);
-}
-
 static bool reserve_receive(struct node *node, size_t n) {
   if (n <= node->receive_capacity) return true;
   size_t capacity = n + n / 2;
@@ -382,6 +286,16 @@ static bool describe_entries(struct node *node, struct raft_message *message, co
   return true;
 }
 
+/* A member has spoken: as a leader? */
+static void note_heard(struct node *node, const struct raft_message *message) {
+  uint64_t now = os_now(node->os);
+  bool is_of_leader = message->type == RAFT_APPEND || message->type == RAFT_HEARTBEAT || message->type == RAFT_SNAPSHOT;
+  const struct raft_member *member = raft_configuration_find(&node->configuration, message->from);
+  if (is_of_leader) node->leader_heard_at = now;
+  if (member && node_uuid_equal(&member->incarnation, &message->from_incarnation))
+    node->heard_at[member - node->configuration.members] = now;
+}
+
 static void on_receive(void *ctx, const struct raft_message *received, const struct raft_entry *entries) {
   struct node *node = ctx;
   struct raft_message message = *received;
@@ -391,6 +305,7 @@ static void on_receive(void *ctx, const struct raft_message *received, const str
     node->refused_text[0] = 0;
     node->received = &message;
     node->received_chunk = chunk;
+    note_heard(node, &message);
     raft_receive(node->raft, os_now(node->os), &message);
     node_drain(node, entries, message.n_entries);
     node->received = NULL;
@@ -416,6 +331,7 @@ static void on_wake(void *ctx) {
   if (!node->stopping && !node->frozen) {
     look_after_log(node);
     raft_tick(node->raft, os_now(node->os));
+    node_members_tick(node);
     node_drain(node, NULL, 0);
   }
   pthread_mutex_unlock(&node->mutex);
@@ -423,26 +339,10 @@ static void on_wake(void *ctx) {
 
 const struct raft_transport_methods node_transport_methods = {
     .hello = on_hello,
-    .meet = on_meet,
-    .greet = on_greet,
-    .refused = on_refused,
+    .meet = node_meet,
+    .greet = node_greet,
+    .refused = node_refused,
     .receive = on_receive,
     .request = node_request_received,
     .wake = on_wake,
 };
-
-/* ---- Dialling ---- */
-
-static void dial(struct node *node, uint64_t id, const char *address) {
-  if (id != node->id && address[0]) raft_transport_set_peer(node->link, id, address);
-}
-
-void node_dial_members(struct node *node) {
-  const struct raft_configuration *configuration = &node->configuration;
-  if (!node->link) return;
-  for (uint32_t i = 0; i < configuration->n_members; i++)
-    dial(node, configuration->members[i].id,
-         node->learned[i][0] ? node->learned[i] : configuration->members[i].address);
-  for (size_t i = 0; configuration->n_members == 0 && i < node->options.n_peers; i++)
-    dial(node, node->options.peers[i].id, node->options.peers[i].address);
-}

@@ -26,7 +26,9 @@ static const struct {
   bool (*step)(struct node *node, struct node_command *command, struct raft_request *reply);
   bool outlives; /* it goes on when this node does not lead any more */
 } kinds[NODE_REQUESTS] = {
-    [NODE_REQUEST_NONE] = {NULL, false},
+    [NODE_REQUEST_JOIN] = {node_step_join, false},     [NODE_REQUEST_ADD] = {node_step_add, false},
+    [NODE_REQUEST_REMOVE] = {node_step_remove, false}, [NODE_REQUEST_PROMOTE] = {node_step_promote, false},
+    [NODE_REQUEST_DEMOTE] = {node_step_demote, false}, [NODE_REQUEST_ADDRESS] = {node_step_address, false},
 };
 
 /* An answer to one who waits in this process. */
@@ -47,10 +49,12 @@ static void answer(struct node *node, const struct raft_request *request, struct
   reply->to = request->from;
   reply->to_incarnation = request->from_incarnation;
   reply->context = request->context;
-  if (reply->to == node->id)
+  if (reply->to == node->id) {
     answer_here(node, reply);
-  else if (node->link)
+    node_hear_reply(node, reply);
+  } else if (node->link) {
     raft_transport_reply(node->link, reply);
+  }
 }
 
 void node_reply_not_leader(struct node *node, struct raft_request *reply) {
@@ -134,7 +138,7 @@ void node_step_commands(struct node *node) {
     if (command->may_happen && (reply.status == NODE_REPLY_NOT_LEADER || reply.status == NODE_REPLY_LATER))
       reply.bits |= NODE_REPLY_MAY_HAPPEN;
     answer(node, &command->request, &reply);
-    command->request.kind = NODE_REQUEST_NONE;
+    node_end_command(node, command);
     node->n_commands--;
   }
   node->is_stepping = false;
@@ -142,9 +146,10 @@ void node_step_commands(struct node *node) {
 
 /* ---- Messages ---- */
 
-static bool is_member(const struct node *node, uint64_t id, const struct raft_uuid *incarnation) {
-  const struct raft_member *member = raft_configuration_find(&node->configuration, id);
-  return member && node_uuid_equal(&member->incarnation, incarnation);
+/* A member may ask anything, anybody to be added. */
+static bool may_ask(const struct node *node, const struct raft_request *request) {
+  return request->kind == NODE_REQUEST_JOIN ||
+         node_is_in(&node->configuration, request->from, &request->from_incarnation);
 }
 
 void node_request_received(void *ctx, const struct raft_request *request) {
@@ -152,11 +157,12 @@ void node_request_received(void *ctx, const struct raft_request *request) {
   pthread_mutex_lock(&node->mutex);
   bool is_for_us = request->to == 0 ||
                    (request->to == node->id && node_uuid_equal(&request->to_incarnation, &node->incarnation));
-  if (node->stopping || !is_for_us) {
-    /* of an earlier life, or the node is going: the asker asks again */
+  if (node->stopping || node->frozen || !is_for_us) {
+    /* of an earlier life, or the node comes or goes: the asker asks again */
   } else if (request->is_reply) {
     answer_here(node, request);
-  } else if (is_member(node, request->from, &request->from_incarnation)) {
+    node_hear_reply(node, request);
+  } else if (may_ask(node, request)) {
     take_command(node, request);
     node_drain(node, NULL, 0);
   }
@@ -165,8 +171,7 @@ void node_request_received(void *ctx, const struct raft_request *request) {
 
 /* ---- The asker's side ---- */
 
-/* mutex held. To the leader of now, be it this node. false: there is none, or no connection to it. */
-static bool send_command(struct node *node, struct raft_request *request) {
+bool node_send_command(struct node *node, struct raft_request *request) {
   request->from = node->id;
   request->from_incarnation = node->incarnation;
   if (node->leader == 0 || !node->link || node->frozen) return false;
@@ -209,21 +214,21 @@ static bool attempt(struct node *node, struct raft_request *request, struct node
   request->context = asking->context = ++node->request_context;
   request->wait_ms = (uint32_t)((deadline - now) / OS_MS);
   asking->is_answered = false;
-  if (!send_command(node, request)) return false;
+  if (!node_send_command(node, request)) return false;
   asking->is_sent = true;
   do { /* the same one again, unless it is dealt with: it may have got lost, or its answer */
     await_answer(node, asking, leader, term, until < deadline ? until : deadline);
     until = os_now(node->os) + NODE_REQUEST_PATIENCE;
   } while (!asking->is_answered && !node->stopping && node->leader == leader && node->term == term &&
-           os_now(node->os) < deadline && send_command(node, request));
+           os_now(node->os) < deadline && node_send_command(node, request));
   return asking->is_answered;
 }
 
 /* Why it was not done until the deadline. */
 static int give_up(struct node *node, const struct node_asking *asking, bool may_happen, char *text) {
   const char *why = asking->reply.text;
-  if (node->stopping) {
-    node_say(text, "%s", NODE_STOPPED_TEXT);
+  if (node->stopping || node->removed_index != 0) {
+    node_say(text, "%s", node->stopping ? NODE_STOPPED_TEXT : node->removed_text);
     return SQLITE_ERROR;
   }
   if (!why[0]) why = node->leader == 0 ? "no leader is known" : "the leader does not answer";
@@ -243,7 +248,7 @@ int node_ask(struct node *node, const struct raft_request *command, uint64_t dea
   pthread_mutex_lock(&node->mutex);
   asking.next = node->asking;
   node->asking = &asking; /* cppcheck-suppress autoVariables; taken out below, by forget_asking */
-  while (code == SQLITE_BUSY && !node->stopping && os_now(node->os) < deadline) {
+  while (code == SQLITE_BUSY && !node->stopping && node->removed_index == 0 && os_now(node->os) < deadline) {
     asking.is_sent = false;
     bool is_answered = attempt(node, &request, &asking, deadline);
     int32_t status = is_answered ? asking.reply.status : NODE_REPLY_LATER;

@@ -6,19 +6,15 @@
 
 #include "node_internal.h"
 
-const char *node_address_of(const struct node *node, uint64_t id) {
-  for (uint32_t i = 0; i < node->configuration.n_members; i++)
-    if (node->configuration.members[i].id == id)
-      return node->learned[i][0] ? node->learned[i] : node->configuration.members[i].address;
-  return "";
-}
-
 static bool is_voter(const struct raft_member *member) {
   return (member->roles & (RAFT_VOTER_NEW | RAFT_VOTER_OLD)) != 0;
 }
 
 static const char *role_of(const struct node *node) {
   const struct raft_member *self = raft_configuration_find(&node->configuration, node->id);
+  if (node->removed_index != 0) return "removed";
+  if (node_is_joining(node)) return "joining";
+  if (self && (self->roles & RAFT_JOINING)) return "joining";
   if (self && !is_voter(self)) return "learner";
   switch (node->role) {
   case RAFT_LEADER: return "leader";
@@ -44,20 +40,27 @@ static bool is_in_touch(struct node *node, const struct raft_member_status *prog
   return member && member->last_contact != 0 && os_now(node->os) < member->last_contact + window;
 }
 
-/* mutex held. How many more voters may fail before nothing can be committed; without a leader nothing can be already. */
-static uint32_t tolerates(struct node *node) {
-  if (node->leader == 0) return 0;
-  struct raft_member_status progress[RAFT_MEMBERS_MAX];
-  size_t n = raft_get_members(node->raft, progress, RAFT_MEMBERS_MAX);
+/* mutex held. Of the voters of one set, how many are in touch beyond a majority. An empty set needs nobody. */
+static uint32_t spare_of(struct node *node, const struct raft_member_status *progress, size_t n, uint8_t set) {
   uint32_t voters = 0, present = 0;
   for (uint32_t i = 0; i < node->configuration.n_members; i++) {
     const struct raft_member *member = &node->configuration.members[i];
-    if (!is_voter(member)) continue;
+    if (!(member->roles & set)) continue;
     voters++;
     present += member->id == node->id || is_in_touch(node, progress, n, member->id);
   }
   uint32_t majority = voters / 2 + 1;
+  if (voters == 0) return UINT32_MAX;
   return present > majority ? present - majority : 0;
+}
+
+/* mutex held. How many more voters may fail before nothing can be committed; without a leader nothing can be already. */
+static uint32_t tolerates(struct node *node) {
+  if (node->leader == 0 || node->removed_index != 0) return 0;
+  struct raft_member_status progress[RAFT_MEMBERS_MAX];
+  size_t n = raft_get_members(node->raft, progress, RAFT_MEMBERS_MAX);
+  uint32_t before = spare_of(node, progress, n, RAFT_VOTER_OLD), after = spare_of(node, progress, n, RAFT_VOTER_NEW);
+  return before < after ? before : after;
 }
 
 /* mutex held. */
@@ -69,8 +72,12 @@ static void describe_state(const struct node *node, char state[VFS_TEXT_MAX]) {
     snprintf(state, VFS_TEXT_MAX, "stopped");
   else if (node->failed[0])
     snprintf(state, VFS_TEXT_MAX, "blocked by a failure: %.700s", node->failed);
+  else if (node->removed_index != 0)
+    snprintf(state, VFS_TEXT_MAX, "removed: %.740s", node->removed_text);
   else if (node->quarantine[0])
     snprintf(state, VFS_TEXT_MAX, "%s", node->quarantine);
+  else if (node_is_joining(node))
+    node_describe_joining(node, state);
   else if (node->configuration.n_members == 0)
     snprintf(state, VFS_TEXT_MAX, "forming: %.340s%s%.340s", node->forming_text, node->refused_text[0] ? "; " : "",
              node->refused_text);
@@ -79,7 +86,10 @@ static void describe_state(const struct node *node, char state[VFS_TEXT_MAX]) {
   else if (node->hand_over_to != 0)
     snprintf(state, VFS_TEXT_MAX, "handing over to node %" PRIu64, node->hand_over_to);
   else if (is_ready)
-    snprintf(state, VFS_TEXT_MAX, "ready");
+    snprintf(state, VFS_TEXT_MAX, "%s",
+             node_count_voters(&node->configuration) == 2
+                 ? "ready; the cluster has two voters: it " NODE_TWO_VOTERS_TEXT
+                 : "ready");
   else if (node->leader == 0)
     snprintf(state, VFS_TEXT_MAX, "no leader%s%.600s", node->refused_text[0] ? ": " : "", node->refused_text);
   else
@@ -108,7 +118,7 @@ void node_get_status(struct node *node, struct node_status *status) {
       .cluster = node->configuration.cluster,
       .role = role_of(node),
       .term = node->term,
-      .leader = node->leader,
+      .leader = node->removed_index == 0 ? node->leader : 0,
       .commit_index = node->commit_index,
       .applied_index = node->applied_index,
       .wal_frames = database.wal_frames,
@@ -116,9 +126,10 @@ void node_get_status(struct node *node, struct node_status *status) {
       .checksum = database.checksum,
       .tolerates = tolerates(node),
       .is_stopped = node->stopping,
+      .is_removed = node->removed_index != 0,
       .path = node->path,
   };
-  snprintf(status->leader_address, sizeof status->leader_address, "%s", node_address_of(node, node->leader));
+  snprintf(status->leader_address, sizeof status->leader_address, "%s", node_address_of(node, status->leader));
   describe_state(node, status->state);
   memcpy(status->notice, database.notice, sizeof status->notice);
   node_describe_snapshot(node, status->snapshot);
@@ -138,8 +149,8 @@ void node_get_status(struct node *node, struct node_status *status) {
 }
 
 /* mutex held. */
-static void fill_progress(struct node *node, struct node_member *member, const struct raft_member_status *progress,
-                          size_t n) {
+static void fill_progress(struct node *node, struct node_member *member, size_t place,
+                          const struct raft_member_status *progress, size_t n) {
   const struct raft_member_status *known = progress_of(progress, n, member->node);
   uint64_t now = os_now(node->os);
   if (member->node == node->id) {
@@ -151,9 +162,21 @@ static void fill_progress(struct node *node, struct node_member *member, const s
     member->match_index = known->match_index;
     member->has_contact = known->last_contact != 0;
     if (member->has_contact && now > known->last_contact) member->last_contact_ms = (now - known->last_contact) / OS_MS;
+  } else {
+    member->has_contact = node->heard_at[place] != 0;
+    if (member->has_contact && now > node->heard_at[place])
+      member->last_contact_ms = (now - node->heard_at[place]) / OS_MS;
   }
   if (member->has_progress && node->last_index > member->match_index)
     member->lag = node->last_index - member->match_index;
+}
+
+/* A voter of the set before that is not of the one to come leaves, or becomes a learner; one only of that is on its way. */
+static const char *role_of_member(const struct raft_member *member) {
+  if (member->roles & RAFT_JOINING) return "joining";
+  if (member->roles & RAFT_LEARNER) return "learner";
+  if (!(member->roles & RAFT_VOTER_NEW)) return "leaving";
+  return "voter";
 }
 
 size_t node_get_members(struct node *node, struct node_member members[RAFT_MEMBERS_MAX]) {
@@ -163,10 +186,10 @@ size_t node_get_members(struct node *node, struct node_member members[RAFT_MEMBE
   size_t n = node->configuration.n_members;
   for (size_t i = 0; i < n; i++) {
     const struct raft_member *member = &node->configuration.members[i];
-    members[i] = (struct node_member){.node = member->id, .role = is_voter(member) ? "voter" : "learner"};
-    members[i].is_leader = member->id == node->leader;
+    members[i] = (struct node_member){.node = member->id, .role = role_of_member(member)};
+    members[i].is_leader = member->id == node->leader && node->removed_index == 0;
     snprintf(members[i].address, sizeof members[i].address, "%s", node_address_of(node, member->id));
-    fill_progress(node, &members[i], progress, n_progress);
+    fill_progress(node, &members[i], i, progress, n_progress);
     node_describe_transfer(node, member->id, members[i].snapshot);
   }
   for (size_t i = 0; n == 0 && i < node->options.n_peers; i++) {
@@ -194,11 +217,12 @@ struct raft_uuid node_cluster(struct node *node) {
 
 void node_trouble(struct node *node, char *text) {
   pthread_mutex_lock(&node->mutex);
-  const char *trouble = node->stopping        ? NODE_STOPPED_TEXT
-                        : node->failed[0]     ? node->failed
-                        : node->quarantine[0] ? node->quarantine
-                        : node->blocked[0]    ? node->blocked
-                                              : node->refused_text;
+  const char *trouble = node->stopping             ? NODE_STOPPED_TEXT
+                        : node->removed_index != 0 ? node->removed_text
+                        : node->failed[0]          ? node->failed
+                        : node->quarantine[0]      ? node->quarantine
+                        : node->blocked[0]         ? node->blocked
+                                                   : node->refused_text;
   node_say(text, "%s", trouble);
   pthread_mutex_unlock(&node->mutex);
 }

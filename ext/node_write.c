@@ -158,6 +158,8 @@ static int acquire(void *ctx, uint64_t deadline, uint64_t *epoch) {
       error = VFS_STOPPED;
     else if (node->epoch != 0 && node->hand_over_to == 0)
       break;
+    else if (node->removed_index != 0)
+      error = VFS_NOT_HERE;
     else if (node->leader != 0 && node->leader != node->id)
       error = VFS_NOT_HERE;
     else if (node->failed[0])
@@ -374,7 +376,7 @@ static int barrier(void *ctx, int level, uint64_t deadline) {
   while (error == VFS_BUSY) {
     if (node->stopping)
       error = VFS_STOPPED;
-    else if (node->frozen)
+    else if (node->frozen || node->removed_index != 0)
       error = VFS_NOBODY;
     else
       error = ask_read(node, level == RAFT_READ_LEASE ? RAFT_READ_LEASE : RAFT_READ_QUORUM, deadline, &index);

@@ -137,6 +137,27 @@ static bool parse_peers(struct options *options, const char *value, const char *
   return check_distinct(options, why);
 }
 
+static bool parse_join(struct options *options, const char *value, const char **why) {
+  char list[OPTIONS_PEERS_TEXT_MAX];
+  *why = "it is too long";
+  if (strlen(value) >= sizeof list) return false;
+  memcpy(list, value, strlen(value) + 1);
+  options->n_join = 0;
+  options->waits = strcmp(value, "wait") == 0;
+  char *rest = options->waits ? NULL : list;
+  for (char *address = strsep(&rest, ","); address; address = strsep(&rest, ",")) {
+    _Static_assert(OPTIONS_JOIN_MAX == 7, "the sentence names it");
+    *why = "it may name 7 addresses at most";
+    if (options->n_join == OPTIONS_JOIN_MAX) return false;
+    if (!parse_address(address, 1, options->join[options->n_join], why)) {
+      *why = "it must be host:port of members of the cluster, with commas between them, or the word wait";
+      return false;
+    }
+    options->n_join++;
+  }
+  return true;
+}
+
 static bool parse_u32(const char *value, uint32_t min, uint32_t max, uint32_t *number) {
   uint64_t wide = 0;
   if (!parse_number(value, max, &wide) || wide < min) return false;
@@ -252,6 +273,7 @@ static const struct {
     [OPTION_LISTEN] = {"listen", set_listen},
     [OPTION_ADVERTISE] = {"advertise", set_advertise},
     [OPTION_PEERS] = {"peers", parse_peers},
+    [OPTION_JOIN] = {"join", parse_join},
     [OPTION_HEARTBEAT] = {"heartbeat", set_heartbeat},
     [OPTION_ELECTION] = {"election", set_election},
     [OPTION_COMMIT_TIMEOUT] = {"commit_timeout", set_commit_timeout},
@@ -314,7 +336,7 @@ static bool unknown_option(const char *name, const char *source, char *text) {
   if (nearest) return fail(text, "%s %.64s is not an option: did you mean %s?", source, name, nearest);
   return fail(
       text,
-      "%s %.64s is not an option: there are node, listen, advertise, peers, heartbeat, election, commit_timeout, "
+      "%s %.64s is not an option: there are node, listen, advertise, peers, join, heartbeat, election, commit_timeout, "
       "page_size, auto_vacuum, insecure, snapshot_threshold, log_tail, wal_limit",
       source, name);
 }
@@ -363,6 +385,12 @@ static bool sqlite_parameter(const char *filename, const char *name, const char 
 
 bool options_from_uri(struct options *options, const char *filename, char *text) {
   const char *name;
+  /* One of them in the URI wins over the other one in the environment. */
+  if (sqlite3_uri_parameter(filename, "join")) options->n_peers = 0;
+  if (sqlite3_uri_parameter(filename, "peers")) {
+    options->n_join = 0;
+    options->waits = false;
+  }
   for (int i = 0; (name = sqlite3_uri_key(filename, i)) != NULL; i++) {
     const char *value = sqlite3_uri_parameter(filename, name);
     bool ok = true;
@@ -380,9 +408,13 @@ void options_merge(struct options *options, const struct options *over) {
   if (options_has(over, OPTION_NODE)) options->node = over->node;
   if (options_has(over, OPTION_LISTEN)) memcpy(options->listen, over->listen, sizeof over->listen);
   if (options_has(over, OPTION_ADVERTISE)) memcpy(options->advertise, over->advertise, sizeof over->advertise);
-  if (options_has(over, OPTION_PEERS)) {
+  if (options_has(over, OPTION_PEERS) || options_has(over, OPTION_JOIN)) {
     memcpy(options->peers, over->peers, sizeof over->peers);
     options->n_peers = over->n_peers;
+    memcpy(options->join, over->join, sizeof over->join);
+    options->n_join = over->n_join;
+    options->waits = over->waits;
+    options->given &= ~(1u << OPTION_PEERS | 1u << OPTION_JOIN);
   }
   if (options_has(over, OPTION_HEARTBEAT)) options->heartbeat_ms = over->heartbeat_ms;
   if (options_has(over, OPTION_ELECTION)) options->election_ms = over->election_ms;
@@ -464,15 +496,30 @@ static bool check_addresses(struct options *options, char *text) {
   return true;
 }
 
+static bool check_join(const struct options *options, char *text) {
+  if (!options_joins(options)) return true;
+  if (options->n_peers > 0)
+    return fail(text,
+                "options join and peers exclude each other: peers forms a cluster, join enters one that is there");
+  if (!options_has(options, OPTION_NODE))
+    return fail(text, "option join needs option node: a number that no other node of the cluster has");
+  if (!options->listen[0])
+    return fail(text, "option join needs option listen=host:port: the members send this node the database there");
+  return true;
+}
+
 bool options_check(struct options *options, bool is_fresh, char *text) {
-  if (!is_fresh) options->n_peers = 0;
+  if (!is_fresh) {
+    options->n_peers = options->n_join = 0;
+    options->waits = false;
+  }
   if (options->election_ms <= options->heartbeat_ms)
     return fail(
         text,
         "option election=%u must be longer than option heartbeat=%u, some ten times: else nodes are taken for dead "
         "between two heartbeats",
         options->election_ms, options->heartbeat_ms);
-  return check_peers(options, text) && check_addresses(options, text);
+  return check_join(options, text) && check_peers(options, text) && check_addresses(options, text);
 }
 
 /* ---- What the folder keeps ---- */
@@ -507,6 +554,9 @@ bool options_keep(const struct options *options, char *kept, size_t size, char *
   for (size_t i = 0; i < options->n_peers; i++)
     put(&writer, "%s%" PRIu64 "@%s%s", i ? "," : "peers=", options->peers[i].id, options->peers[i].address,
         i + 1 == options->n_peers ? "\n" : "");
+  if (options->waits) put(&writer, "join=wait\n");
+  for (size_t i = 0; i < options->n_join; i++)
+    put(&writer, "%s%s%s", i ? "," : "join=", options->join[i], i + 1 == options->n_join ? "\n" : "");
   if (options_has(options, OPTION_HEARTBEAT)) put(&writer, "heartbeat=%u\n", options->heartbeat_ms);
   if (options_has(options, OPTION_ELECTION)) put(&writer, "election=%u\n", options->election_ms);
   if (options_has(options, OPTION_COMMIT_TIMEOUT)) put(&writer, "commit_timeout=%u\n", options->commit_timeout_ms);

@@ -13,6 +13,7 @@
 #define OPTIONS_TEXT_MAX 768
 #define OPTIONS_KEPT_MAX 4000       /* bytes of the kept text, with its NUL */
 #define OPTIONS_PEERS_TEXT_MAX 3000 /* bytes of the list of peers */
+#define OPTIONS_JOIN_MAX 7          /* addresses of option join */
 
 #define OPTIONS_HEARTBEAT_MS_DEFAULT 50
 #define OPTIONS_HEARTBEAT_MS_MAX 10000
@@ -32,6 +33,7 @@ enum option {
   OPTION_LISTEN,
   OPTION_ADVERTISE,
   OPTION_PEERS,
+  OPTION_JOIN,
   OPTION_HEARTBEAT,
   OPTION_ELECTION,
   OPTION_COMMIT_TIMEOUT,
@@ -50,6 +52,9 @@ struct options {
   char listen[RAFT_ADDRESS_MAX], advertise[RAFT_ADDRESS_MAX]; /* "": none */
   struct raft_peer peers[RAFT_MEMBERS_MAX];
   size_t n_peers;
+  char join[OPTIONS_JOIN_MAX][RAFT_ADDRESS_MAX];
+  size_t n_join;
+  bool waits; /* join=wait: until balsa_add on a member names this node */
   uint32_t heartbeat_ms, election_ms, commit_timeout_ms, page_size, auto_vacuum;
   bool insecure;
   uint64_t snapshot_threshold; /* bytes of log, at least, between two snapshots */
@@ -75,7 +80,12 @@ bool options_from_environment(struct options *options, char *text);
 */
 bool options_from_uri(struct options *options, const char *filename, char *text);
 
-/* What `over` has given replaces what `options` has. */
+/* Is it to become a member of a cluster that is there? */
+static inline bool options_joins(const struct options *options) {
+  return options->n_join > 0 || options->waits;
+}
+
+/* What `over` has given replaces what `options` has; of join and peers one replaces the other. */
 void options_merge(struct options *options, const struct options *over);
 
 /* Takes back the addresses that followed from kept `peers`: with another list they are others. */
@@ -83,7 +93,7 @@ void options_forget_derived(struct options *options);
 
 /*
 ** Checks the whole and fills in what follows from other options: with peers (is_fresh only; otherwise
-** they are forgotten) the own address as listen and advertise; listen as advertise.
+** they and join are forgotten) the own address as listen and advertise; listen as advertise.
 */
 bool options_check(struct options *options, bool is_fresh, char *text);
 

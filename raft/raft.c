@@ -455,6 +455,24 @@ int raft_read(struct raft *raft, uint64_t now, uint64_t context, enum raft_read_
   return raft->failed ? RAFT_FAILED : raft_begin_read(raft, context, level);
 }
 
+void raft_set_timing(struct raft *raft, uint64_t now, uint64_t election_ns, uint64_t heartbeat_ns) {
+  struct raft_options changed = raft->options;
+  changed.election_ns = election_ns;
+  changed.heartbeat_ns = heartbeat_ns;
+  if (!options_make_sense(&changed) ||
+      (election_ns == raft->options.election_ns && heartbeat_ns == raft->options.heartbeat_ns)) {
+    return;
+  }
+  raft_begin_event(raft, now);
+  if (election_ns > raft->options.election_ns) {
+    raft->sticky_until = raft_time_add(raft->sticky_until, election_ns - raft->options.election_ns);
+  }
+  raft->options = changed;
+  if (raft->role != RAFT_LEADER) {
+    raft_draw_election_deadline(raft);
+  }
+}
+
 void raft_set_electable(struct raft *raft, uint64_t now, bool electable) {
   raft_begin_event(raft, now);
   if (raft->failed || raft->electable == electable) {

@@ -271,6 +271,13 @@ enum raft_read_level {
 */
 int raft_read(struct raft *raft, uint64_t now, uint64_t context, enum raft_read_level level);
 
+/*
+** The election time-out and the heartbeat are others from now on, as the configuration says: a node that joins learns
+** only by that what the cluster has. What was promised before stands for at least as long as the cluster's leases count
+** on it. Values out of range change nothing.
+*/
+void raft_set_timing(struct raft *raft, uint64_t now, uint64_t election_ns, uint64_t heartbeat_ns);
+
 /* false: this node cannot apply (a doomed transaction is open), so it does not campaign. */
 void raft_set_electable(struct raft *raft, uint64_t now, bool electable);
 

@@ -1,0 +1,344 @@
+/*
+** The leader changes the members, by command (node_request.c): what each kind of command wishes for, and the next step
+** towards it. Every step looks at what the core says now, so whoever leads later goes on from there.
+**
+**   JOIN     `node` asks for itself, from its `incarnation` and `address`: a learner that is to become a voter
+**   ADD      somebody else names `node` at `address`: it is dialled there, since only it knows its incarnation
+**   REMOVE, PROMOTE, DEMOTE   `node`
+**   ADDRESS  `node` in its `incarnation` is at `address` now
+**
+** One change at a time, and only on a settled, committed configuration: the core refuses others (RAFT_PENDING), and the next
+** drain tries again. A node that comes back in another incarnation is removed first and then added: two steps, the second
+** of which a later leader takes as well when the joiner asks again. A leader that is to lose its vote hands over first: the
+** new one carries the command out when the asker repeats it.
+*/
+#include <assert.h>
+#include <inttypes.h>
+#include <string.h>
+
+#include "node_internal.h"
+
+/* How things stand. */
+struct look {
+  struct raft_status status;
+  const struct raft_configuration *configuration;
+  const struct raft_member *member; /* whom the command is about; NULL: no member */
+  bool is_settled;                  /* the configuration is, and committed */
+  uint64_t now;
+};
+
+static struct look look_at(struct node *node, uint64_t id) {
+  struct look look = {.now = os_now(node->os)};
+  uint64_t index = 0;
+  raft_get_status(node->raft, &look.status);
+  look.configuration = raft_get_configuration(node->raft, &index);
+  look.member = raft_configuration_find(look.configuration, id);
+  look.is_settled = look.status.configuration_committed && !look.status.is_joint;
+  return look;
+}
+
+/* ---- What may come of a step ---- */
+
+static bool not_yet(struct node_command *command, const char *format, ...) __attribute__((format(printf, 2, 3)));
+static bool not_yet(struct node_command *command, const char *format, ...) {
+  va_list arguments;
+  va_start(arguments, format);
+  vsnprintf(command->why, sizeof command->why, format, arguments);
+  va_end(arguments);
+  return false;
+}
+
+static bool refuse(struct raft_request *reply, const char *format, ...) __attribute__((format(printf, 2, 3)));
+static bool refuse(struct raft_request *reply, const char *format, ...) {
+  va_list arguments;
+  va_start(arguments, format);
+  vsnprintf(reply->text, sizeof reply->text, format, arguments);
+  va_end(arguments);
+  reply->status = NODE_REPLY_REFUSED;
+  return true;
+}
+
+/* It is as wished, for good once that is committed. */
+static bool done(struct node_command *command, const struct look *look, struct raft_request *reply,
+                 const char *already) {
+  if (!look->is_settled) return not_yet(command, "the change is not committed yet: no majority has answered");
+  reply->status = command->may_happen ? NODE_REPLY_OK : NODE_REPLY_ALREADY;
+  reply->index = look->status.configuration_index;
+  if (!command->may_happen) node_say_reply(reply, "node %" PRIu64 " is %s", command->request.node, already);
+  return true;
+}
+
+static uint64_t lag_of(struct node *node, uint64_t id) {
+  struct raft_member_status members[RAFT_MEMBERS_MAX];
+  size_t n = raft_get_members(node->raft, members, RAFT_MEMBERS_MAX);
+  for (size_t i = 0; i < n; i++)
+    if (members[i].id == id)
+      return node->last_index > members[i].match_index ? node->last_index - members[i].match_index : 0;
+  return 0;
+}
+
+static bool propose(struct node *node, struct node_command *command, const struct look *look,
+                    const struct raft_change *change, struct raft_request *reply) {
+  uint64_t index = 0;
+  if (!look->is_settled) return not_yet(command, "another change of the members is under way");
+  int error = raft_change_members(node->raft, look->now, change, 1, &index);
+  switch (error) {
+  case RAFT_OK:
+    command->may_happen = true;
+    return not_yet(command, "the change is not committed yet: no majority has answered");
+  case RAFT_PENDING: return not_yet(command, "another change of the members, or of the leader, is under way");
+  case RAFT_BEHIND:
+    return not_yet(command, "node %" PRIu64 " has not caught up yet, it lacks %" PRIu64 " entries", change->id,
+                   lag_of(node, change->id));
+  case RAFT_NOT_LEADER: node_reply_not_leader(node, reply); return true;
+  case RAFT_INVALID: return refuse(reply, "the members cannot be changed so: %s", raft_error_text(error));
+  default: return not_yet(command, "the members cannot be changed now: %s", raft_error_text(error));
+  }
+}
+
+/* ---- Adding ---- */
+
+/* Has this member been heard of late? `unsure`: this node has not led for long enough to know. */
+static bool is_in_contact(struct node *node, const struct look *look, bool *unsure) {
+  uint64_t window = 2 * (uint64_t)look->configuration->settings.election_ms * OS_MS;
+  struct raft_member_status members[RAFT_MEMBERS_MAX];
+  size_t n = raft_get_members(node->raft, members, RAFT_MEMBERS_MAX);
+  *unsure = look->now < node->leads_since + window;
+  for (size_t i = 0; i < n; i++)
+    if (members[i].id == look->member->id)
+      return members[i].last_contact != 0 && look->now < members[i].last_contact + window;
+  return false;
+}
+
+/* A node of this number is a member, from another folder. */
+static bool replace(struct node *node, struct node_command *command, const struct look *look,
+                    struct raft_request *reply) {
+  struct raft_change change = {.type = RAFT_CHANGE_REMOVE, .id = look->member->id};
+  bool unsure = false;
+  if (look->member->id == node->id)
+    return refuse(reply, "node %" PRIu64 " is the leader, at %.200s: give the other node another number", node->id,
+                  node->options.advertise);
+  if (is_in_contact(node, look, &unsure))
+    return refuse(reply,
+                  "node %" PRIu64 " is a member already, at %.200s, and it answers: give the new node another number",
+                  look->member->id, look->member->address);
+  if (unsure)
+    return not_yet(command, "whether the node %" PRIu64 " that was before still answers is not known yet",
+                   look->member->id);
+  return propose(node, command, look, &change, reply);
+}
+
+static bool add_member(struct node *node, struct node_command *command, const struct look *look,
+                       struct raft_request *reply) {
+  const struct raft_request *request = &command->request;
+  struct raft_change change = {
+      .type = RAFT_CHANGE_ADD, .id = request->node, .incarnation = request->incarnation, .joining = true};
+  memcpy(change.address, request->address, sizeof change.address);
+  if (look->member && !node_uuid_equal(&look->member->incarnation, &request->incarnation))
+    return replace(node, command, look, reply);
+  if (look->member && strcmp(look->member->address, request->address) == 0)
+    return done(command, look, reply, "a member already");
+  if (!node->options.listen[0])
+    return refuse(reply, "node %" PRIu64 " leads and listens nowhere: open it with listen=host:port first", node->id);
+  for (uint32_t i = 0; i < look->configuration->n_members; i++) {
+    const struct raft_member *other = &look->configuration->members[i];
+    if (other->id != request->node && strcmp(other->address, request->address) == 0)
+      return refuse(reply, "%.200s is the address of node %" PRIu64 ": give node %" PRIu64 " another one",
+                    request->address, other->id, request->node);
+  }
+  if (look->member) change.type = RAFT_CHANGE_ADDRESS;
+  if (!look->member && look->configuration->n_members == RAFT_MEMBERS_MAX)
+    return refuse(reply, "the cluster is full: it has %d members; remove one first", RAFT_MEMBERS_MAX);
+  return propose(node, command, look, &change, reply);
+}
+
+bool node_step_join(struct node *node, struct node_command *command, struct raft_request *reply) {
+  struct look look = look_at(node, command->request.node);
+  if (command->request.node != command->request.from ||
+      !node_uuid_equal(&command->request.incarnation, &command->request.from_incarnation))
+    return refuse(reply, "a node can ask for itself alone");
+  return add_member(node, command, &look, reply);
+}
+
+/* ---- Adding somebody who is named ---- */
+
+enum { ADD_DIAL, ADD_GREETING, ADD_GREETED, ADD_REFUSED };
+
+static size_t slot_of(const struct node *node, const struct node_command *command) {
+  return (size_t)(command - node->commands);
+}
+
+void node_greet_command(struct node *node, uint32_t slot, const struct raft_hello *hello) {
+  struct node_command *command = &node->commands[slot];
+  if (slot >= NODE_COMMANDS_MAX || command->request.kind != NODE_REQUEST_ADD || command->stage != ADD_GREETING) return;
+  command->hello = *hello;
+  command->stage = ADD_GREETED;
+}
+
+void node_refuse_command(struct node *node, uint32_t slot, const char *text) {
+  struct node_command *command = &node->commands[slot];
+  if (slot >= NODE_COMMANDS_MAX || command->request.kind != NODE_REQUEST_ADD || command->stage != ADD_GREETING) return;
+  snprintf(command->why, sizeof command->why, "%s", text);
+  command->stage = ADD_REFUSED;
+}
+
+void node_end_command(struct node *node, struct node_command *command) {
+  uint32_t slot = (uint32_t)slot_of(node, command);
+  if (command->request.kind == NODE_REQUEST_ADD && node->link)
+    raft_transport_set_contact(node->link, NODE_CONTACT_COMMAND + slot, NULL);
+  command->request.kind = NODE_REQUEST_NONE;
+}
+
+static bool dial(struct node *node, struct node_command *command, struct raft_request *reply) {
+  uint32_t contact = NODE_CONTACT_COMMAND + (uint32_t)slot_of(node, command);
+  if (!node->link || raft_transport_set_contact(node->link, contact, command->request.address) != 0)
+    return refuse(reply, "%.200s is no address: it must be host:port", command->request.address);
+  command->stage = ADD_GREETING;
+  command->since = os_now(node->os);
+  return not_yet(command, "nobody has answered at %.200s yet", command->request.address);
+}
+
+/* Who is there? It is added as it says it is. */
+static bool judge(struct node *node, struct node_command *command, const struct look *look,
+                  struct raft_request *reply) {
+  struct raft_request *request = &command->request;
+  const struct raft_hello *hello = &command->hello;
+  char why[NODE_WHY_MAX];
+  if (hello->node != request->node)
+    return refuse(reply, "node %" PRIu64 " is at %.200s, not node %" PRIu64, hello->node, request->address,
+                  request->node);
+  if (!node_suits(look->configuration, hello, why, sizeof why)) return refuse(reply, "%s", why);
+  bool is_same = look->member && node_uuid_equal(&look->member->incarnation, &hello->incarnation);
+  if (!is_same && !(hello->features & NODE_FEATURE_JOINS))
+    return refuse(reply,
+                  "node %" PRIu64 " at %.200s does not wait to join a cluster: open it, with a fresh folder, with "
+                  "join=wait",
+                  hello->node, request->address);
+  request->incarnation = hello->incarnation;
+  return add_member(node, command, look, reply);
+}
+
+bool node_step_add(struct node *node, struct node_command *command, struct raft_request *reply) {
+  struct look look = look_at(node, command->request.node);
+  bool is_there = look.member && strcmp(look.member->address, command->request.address) == 0;
+  switch (command->stage) {
+  case ADD_DIAL:
+    if (command->request.node == node->id) return done(command, &look, reply, "a member already");
+    return is_there ? done(command, &look, reply, "a member already") : dial(node, command, reply);
+  case ADD_GREETING:
+    if (look.now < command->since + NODE_GREETING_PATIENCE) return false;
+    return refuse(reply, "nobody answers at %.200s: open node %" PRIu64 " there first, with join=wait",
+                  command->request.address, command->request.node);
+  case ADD_REFUSED: return refuse(reply, "%s", command->why);
+  default: return judge(node, command, &look, reply);
+  }
+}
+
+/* ---- Losing a vote ---- */
+
+/* On a thread of its own, since it waits for writers: another one leads, then this one can go. */
+static void pass_on(void *arg) {
+  struct node *node = arg;
+  char text[VFS_TEXT_MAX] = "";
+  uint64_t leader = 0;
+  int error = node_succession(node, 0, os_now(node->os) + NODE_PASSING_PATIENCE, &leader, text);
+  pthread_mutex_lock(&node->mutex);
+  node_say(node->passing_text, "%s", error ? text : "");
+  node->passing_over = true;
+  pthread_mutex_unlock(&node->mutex);
+}
+
+void node_end_passing(struct node *node) {
+  if (node->passing_thread) os_thread_join(node->passing_thread);
+  node->passing_thread = NULL;
+}
+
+/* The leader itself is to lose its vote: another one leads first, so that no COMMIT fails. It carries this out then. */
+static bool hand_over_first(struct node *node, struct node_command *command, const struct look *look,
+                            struct raft_request *reply) {
+  if (node->passing_thread && node->passing_over) {
+    node_end_passing(node); /* in vain, or this node has led again since */
+    command->since = look->now;
+    not_yet(command, "another node has to lead first: %.280s", node->passing_text);
+  }
+  if (node->passing_thread || look->now < command->since + NODE_PASSING_PAUSE) return false;
+  node->passing_over = false;
+  node->passing_text[0] = 0;
+  int error = os_thread_start(node->os, "balsa-pass", pass_on, node, &node->passing_thread);
+  if (error) return refuse(reply, "node %" PRIu64 " cannot hand leadership over: no thread", node->id);
+  return command->why[0] ? false : not_yet(command, "another node has to lead first");
+}
+
+static bool lose_vote(struct node *node, struct node_command *command, const struct look *look,
+                      enum raft_change_type type, struct raft_request *reply) {
+  struct raft_change change = {.type = type, .id = command->request.node};
+  bool is_voter = (look->member->roles & RAFT_VOTER_NEW) != 0;
+  if (is_voter && look->is_settled && node_count_voters(look->configuration) == 1)
+    return refuse(reply, "node %" PRIu64 " is the only voter: a cluster needs one", change.id);
+  if (is_voter && change.id == node->id) return hand_over_first(node, command, look, reply);
+  return propose(node, command, look, &change, reply);
+}
+
+bool node_step_remove(struct node *node, struct node_command *command, struct raft_request *reply) {
+  struct look look = look_at(node, command->request.node);
+  if (!look.member) return done(command, &look, reply, "no member");
+  if (!look.is_settled && !(look.member->roles & (RAFT_VOTER_NEW | RAFT_LEARNER)))
+    return not_yet(command, "the change is not committed yet: no majority has answered");
+  return lose_vote(node, command, &look, RAFT_CHANGE_REMOVE, reply);
+}
+
+bool node_step_demote(struct node *node, struct node_command *command, struct raft_request *reply) {
+  struct look look = look_at(node, command->request.node);
+  if (!look.member) return refuse(reply, "node %" PRIu64 " is no member", command->request.node);
+  if (look.member->roles & RAFT_JOINING)
+    return refuse(reply, "node %" PRIu64 " is no voter yet: wait until it is one, or remove it", look.member->id);
+  if (look.member->roles & RAFT_LEARNER) return done(command, &look, reply, "a learner already");
+  return lose_vote(node, command, &look, RAFT_CHANGE_DEMOTE, reply);
+}
+
+/* ---- The rest ---- */
+
+bool node_step_promote(struct node *node, struct node_command *command, struct raft_request *reply) {
+  struct look look = look_at(node, command->request.node);
+  struct raft_change change = {.type = RAFT_CHANGE_PROMOTE, .id = command->request.node};
+  if (!look.member) return refuse(reply, "node %" PRIu64 " is no member", command->request.node);
+  if (look.member->roles & RAFT_VOTER_NEW) return done(command, &look, reply, "a voter already");
+  return propose(node, command, &look, &change, reply);
+}
+
+bool node_step_address(struct node *node, struct node_command *command, struct raft_request *reply) {
+  const struct raft_request *request = &command->request;
+  struct look look = look_at(node, request->node);
+  struct raft_change change = {.type = RAFT_CHANGE_ADDRESS, .id = request->node, .incarnation = request->incarnation};
+  memcpy(change.address, request->address, sizeof change.address);
+  if (request->node != request->from) return refuse(reply, "a node can move itself alone");
+  if (!look.member || !node_uuid_equal(&look.member->incarnation, &request->incarnation))
+    return refuse(reply, "node %" PRIu64 " is no member", request->node);
+  if (strcmp(look.member->address, request->address) == 0) return done(command, &look, reply, "there already");
+  for (uint32_t i = 0; i < look.configuration->n_members; i++)
+    if (look.configuration->members[i].id != request->node &&
+        strcmp(look.configuration->members[i].address, request->address) == 0)
+      return refuse(reply, "%.200s is the address of node %" PRIu64, request->address,
+                    look.configuration->members[i].id);
+  return propose(node, command, &look, &change, reply);
+}
+
+/* ---- The asker's side ---- */
+
+int node_change(struct node *node, enum node_wish wish, uint64_t id, const char *address, uint64_t deadline,
+                char *text) {
+  static const enum node_request_kind kinds[] = {[NODE_ADD] = NODE_REQUEST_ADD,
+                                                 [NODE_REMOVE] = NODE_REQUEST_REMOVE,
+                                                 [NODE_PROMOTE] = NODE_REQUEST_PROMOTE,
+                                                 [NODE_DEMOTE] = NODE_REQUEST_DEMOTE};
+  struct raft_request command = {.kind = (uint8_t)kinds[wish], .node = id ? id : node->id}, reply;
+  snprintf(command.address, sizeof command.address, "%s", address);
+  int code = node_ask(node, &command, deadline, &reply, text);
+  if (code == SQLITE_OK && wish == NODE_REMOVE && command.node == node->id) {
+    pthread_mutex_lock(&node->mutex);
+    node_removed(node, reply.index);
+    node_drain(node, NULL, 0);
+    pthread_mutex_unlock(&node->mutex);
+  }
+  return code;
+}

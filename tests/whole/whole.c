@@ -174,7 +174,7 @@ static void make_machines(void) {
       .os_of = run_os_of,
       .base = vfs,
       .part_bytes = chance(500) ? (uint32_t)draw(8, 64) << 10 : 0,
-      .checkpoint_frames = (uint32_t)draw(20, 400),
+      .wal_limit_frames = chance(500) ? (uint32_t)draw(100, 1000) : 0,
       .segment_bytes = 64u << 10,
   };
   node_use_machine(&where);

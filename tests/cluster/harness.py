@@ -31,7 +31,7 @@ EQUAL_LIMIT_S = 60
 HOST = "127.0.0.1"
 
 sys.path.insert(0, HERE)
-from worker import body_of  # noqa: E402
+from worker import body_of, outcome_of  # noqa: E402
 
 
 class Problem(Exception):
@@ -371,6 +371,20 @@ class Cluster:
 
     def wait_leader(self, nodes=None, limit=READY_LIMIT_S):
         return self.wait_for("a leader", lambda: self.leader(nodes), limit)
+
+    def write(self, sql, *args, nodes=None, limit=READY_LIMIT_S):
+        """On whoever leads; again while the answer is that it was certainly not done: a busy machine changes leaders."""
+
+        def attempt():
+            try:
+                self.wait_leader(nodes, limit).sql(sql, *args, limit=60)
+                return True
+            except CommandError as error:
+                if outcome_of(error.code or 0) not in ("lost", "busy", "readonly"):
+                    raise
+                return False
+
+        self.wait_for("a write", attempt, limit)
 
     def isolate(self, node, style, ways="both"):
         """Cuts what the node sends ("out"), what it receives ("in"), or both."""

@@ -28,20 +28,20 @@ def remove_database(node):
         os.remove(path)
 
 
-def write_big(leader, megabytes):
+def write_big(cluster, megabytes):
     """Random bytes: nothing to compress, and new ones each time."""
-    leader.sql("CREATE TABLE IF NOT EXISTS big(id INTEGER PRIMARY KEY, body)")
+    cluster.write("CREATE TABLE IF NOT EXISTS big(id INTEGER PRIMARY KEY, body)")
     for _ in range(megabytes):
-        leader.sql("INSERT INTO big(body) WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 16) "
-                   "SELECT randomblob(65536) FROM n", limit=60)
+        cluster.write("INSERT INTO big(body) WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 16) "
+                      "SELECT randomblob(65536) FROM n")
 
 
 def compact_beyond(cluster, index, nodes):
     """Writes until each of these nodes has compacted its log beyond `index`."""
-    leader = cluster.wait_leader(nodes)
 
     def compacted():
-        leader.sql("UPDATE big SET body = randomblob(65536) WHERE id IN (SELECT id FROM big ORDER BY random() LIMIT 4)")
+        cluster.write("UPDATE big SET body = randomblob(65536) WHERE id IN (SELECT id FROM big ORDER BY random() LIMIT 4)",
+                      nodes=nodes)
         return all(node.status()["log_first"] > index + 1 for node in nodes)
 
     cluster.wait_for("compaction beyond what the follower has", compacted, LIMIT)
@@ -233,13 +233,13 @@ def cases(report, folder, chosen, chance):
     folder = os.path.join(folder, "cases")
     cluster = harness.Cluster(report, folder, 3, chosen.extension, proxied=True,
                               options={**TINY, "snapshot_threshold": "1M"})
-    leader = cluster.start()
-    write_big(leader, 1)
+    cluster.start()
+    write_big(cluster, 1)
     comes_back(cluster, report, chance)
     loses_database(cluster, report, chance)
     has_nothing_yet(cluster, report, chance)
     leader_is_damaged(cluster, report, chance)
-    write_big(cluster.wait_leader(), chosen.megabytes)
+    write_big(cluster, chosen.megabytes)
     cut_on_the_way(cluster, report, chance)
     killed_on_the_way(cluster, report, chance, "follower")
     killed_on_the_way(cluster, report, chance, "leader")

@@ -463,6 +463,10 @@ static int start_again(struct node *node, struct raft_start *start, const struct
   }
   /* What the only voter has in its log is committed: whoever opens it sees all of it at once. */
   bool is_alone = node_is_alone(node, node_start_latest(start));
+  if (is_alone && node_start_latest(start)->n_members == 1) {
+    int code = node_adopt_edit(node, found, start, text);
+    if (code != SQLITE_OK) return code;
+  }
   uint64_t committed = is_alone ? start->last_index : start->commit_index > marked ? start->commit_index : marked;
   int code = node_start_database(node, committed, start->first_index, snapshot, text);
   if (code != SQLITE_OK) return code;

@@ -11,6 +11,7 @@
 **   node_apply.c   the apply thread and the checkpoint thread
 **   node_snapshot.c  the snapshot thread: when a snapshot is taken, and how
 **   node_compact.c   what the log weighs, and how much of it is kept
+**   node_edit.c    a database that was changed while its node was stopped
 **   node_restore.c   a snapshot becomes the database
 **   node_transfer.c  the transfer thread: snapshots to followers, and from the leader
 **   node_request.c   commands to the leader, from any node
@@ -599,6 +600,14 @@ bool node_send_command(struct node *node, struct raft_request *request);
 void node_reply_not_leader(struct node *node, struct raft_request *reply);
 /* Callback of the transport. */
 void node_request_received(void *node, const struct raft_request *request);
+
+/* ---- node_edit.c ---- */
+
+/*
+** At the start of a cluster of one: a change that a plain program made after a stop in order is appended to the log, as one
+** transaction; *start tells of it then. SQLite error code, with a sentence.
+*/
+int node_adopt_edit(struct node *node, const struct vfs_found *found, struct raft_start *start, char *text);
 
 /* ---- node_restore.c ---- */
 

@@ -183,6 +183,7 @@ static int open_files(struct vfs_database *database, struct vfs_found *found, ch
   }
   found->checkpointed = database->marks.checkpointed;
   found->begun = database->marks.begun;
+  found->set_index = database->marks.set_index;
   error = look(database, found, text);
   if (error && found->has_marks) { /* the log is the truth: redo makes it again */
     found->has_content = true;
@@ -240,10 +241,13 @@ static int run(sqlite3 *db, const char *sql, const char *path, char *text) {
   int code = sqlite3_exec(db, sql, NULL, NULL, &message);
   if (code != SQLITE_OK) snprintf(text, VFS_TEXT_MAX, "%s: %s: %s", path, sql, message ? message : "failed");
   sqlite3_free(message);
-  return code == SQLITE_OK ? VFS_OK : (code & 0xff) == SQLITE_BUSY ? VFS_BUSY : vfs_error_of_sqlite(code);
+  bool is_damaged = (code & 0xff) == SQLITE_CORRUPT || (code & 0xff) == SQLITE_NOTADB;
+  return is_damaged ? VFS_DAMAGED : vfs_error_of_sqlite(code);
 }
 
-int vfs_database_adopt(struct vfs_database *database, struct vfs_found *found, char *text) {
+/* Its own -wal or -journal goes into the file. */
+static int recover_plain(struct vfs_database *database, int (*check)(sqlite3 *db, const char *path, char *text),
+                         char *text) {
   sqlite3 *db = NULL;
   int code = sqlite3_open_v2(database->path, &db, SQLITE_OPEN_READWRITE, database->base->zName);
   int error = code == SQLITE_OK ? VFS_OK : vfs_error_of_sqlite(code);
@@ -251,16 +255,63 @@ int vfs_database_adopt(struct vfs_database *database, struct vfs_found *found, c
   if (!error) error = run(db, "PRAGMA schema_version", database->path, text); /* recovers a -journal */
   if (!error) error = run(db, "PRAGMA journal_mode=WAL", database->path, text);
   if (!error) error = run(db, "PRAGMA wal_checkpoint(TRUNCATE)", database->path, text);
+  if (!error && check) error = check(db, database->path, text);
   sqlite3_close(db);
-  if (!error) error = lock_files(database, text);
-  if (!error && !database->is_alone) {
-    snprintf(text, VFS_TEXT_MAX,
-             "%s is open in another program; close it there while the database becomes a replicated one",
-             database->path);
-    error = VFS_BUSY;
-  }
+  return error;
+}
+
+static int lock_alone(struct vfs_database *database, const char *why, char *text) {
+  int error = lock_files(database, text);
+  if (error || database->is_alone) return error;
+  snprintf(text, VFS_TEXT_MAX, "%s is open in another program; close it there while %s", database->path, why);
+  return VFS_BUSY;
+}
+
+int vfs_database_adopt(struct vfs_database *database, struct vfs_found *found, char *text) {
+  int error = recover_plain(database, NULL, text);
+  if (!error) error = lock_alone(database, "the database becomes a replicated one", text);
   if (!error) error = look(database, found, text);
   if (!error) error = vfs_database_set_page_size(database, found->page_size);
+  return error;
+}
+
+static int is_whole(sqlite3 *db, const char *path, char *text) {
+  sqlite3_stmt *statement = NULL;
+  int code = sqlite3_prepare_v2(db, "PRAGMA integrity_check(1)", -1, &statement, NULL);
+  if (code == SQLITE_OK) code = sqlite3_step(statement);
+  const char *told = code == SQLITE_ROW ? (const char *)sqlite3_column_text(statement, 0) : sqlite3_errmsg(db);
+  bool is_ok = code == SQLITE_ROW && told && strcmp(told, "ok") == 0;
+  if (!is_ok) snprintf(text, VFS_TEXT_MAX, "%s: integrity_check: %s", path, told ? told : "out of memory");
+  sqlite3_finalize(statement);
+  if (is_ok) return VFS_OK;
+  bool is_damaged = code == SQLITE_ROW || (code & 0xff) == SQLITE_CORRUPT || (code & 0xff) == SQLITE_NOTADB;
+  return is_damaged ? VFS_DAMAGED : vfs_error_of_sqlite(code);
+}
+
+int vfs_database_find_edit(struct vfs_database *database, uint64_t log_last, bool *is_edited, char *text) {
+  struct vfs_found now = {0};
+  bool is_known = true;
+  *is_edited = false;
+  if (!database->marks.stopped_in_order || vfs_trust(database) != VFS_TRUST_CHANGED) return VFS_OK;
+  int error = look(database, &now, text);
+  if (!error && !now.has_content) return VFS_OK;
+  if (!error) error = recover_plain(database, is_whole, text);
+  if (!error) error = lock_alone(database, "its change becomes a transaction of the log", text);
+  if (!error) error = look(database, &now, text);
+  /* No database any more, or one that the log cannot go on with: it is set aside when the file is made again. */
+  if (error == VFS_DAMAGED || (!error && now.page_size != database->marks.page_size)) {
+    sqlite3_log(SQLITE_WARNING, "balsa: %s", error ? text : "another page size than before");
+    text[0] = 0;
+    return VFS_OK;
+  }
+  if (!error) error = vfs_database_set_page_size(database, now.page_size);
+  if (!error) error = vfs_outside_is_known(database, log_last, &is_known, text);
+  *is_edited = !error && !is_known;
+  if (*is_edited)
+    vfs_set_notice(database,
+                   "%.250s was changed by another program after its node had been stopped: the change has become a "
+                   "transaction of its own",
+                   database->path);
   return error;
 }
 

@@ -313,10 +313,12 @@ static int look_before(struct redo *redo, enum vfs_trust trust, bool verify, uin
   bool is_known = true;
   int error = VFS_OK;
   if (redo->database->marks.stopped_in_order && verify) error = differs(redo, true, is_different);
-  if (*is_different)
-    is_known = false;
-  else if (!error && (trust == VFS_TRUST_CHANGED || trust == VFS_TRUST_OPENED))
+  if (!error && (trust == VFS_TRUST_CHANGED || trust == VFS_TRUST_OPENED))
     error = vfs_outside_is_known(redo->database, log_last, &is_known, redo->text);
+  else if (*is_different)
+    is_known = false;
+  /* A later state of the log: the redo leads on from it as from any. */
+  if (!error && is_known) *is_different = false;
   redo->is_kept = !is_known;
   return error || is_known ? error : vfs_outside_keep(redo->database, reason(trust), redo->text);
 }
@@ -326,7 +328,7 @@ static int redo_file(struct redo *redo, uint64_t log_last, enum vfs_trust trust,
   int error = look_before(redo, trust, verify, log_last, &is_different);
   if (!error && !is_different) error = redo_range(redo, redo->database->marks.checkpointed + 1);
   /* What lies behind the end belongs into the copy, so it is cut after this. */
-  if (!error && !is_exact && verify) error = differs(redo, false, &is_different);
+  if (!error && (!is_exact || trust == VFS_TRUST_CHANGED) && verify) error = differs(redo, false, &is_different);
   if (!error && !is_different) return finish_file(redo);
   if (!error && !redo->is_kept) error = vfs_outside_keep(redo->database, reason(VFS_TRUST_OURS), redo->text);
   return error ? error : rebuild_changed(redo);

@@ -102,6 +102,7 @@ struct vfs_found {
   bool has_marks;                         /* it belongs to a log: `checkpointed` and `begun` count */
   uint32_t page_size, pages, auto_vacuum; /* of the file, if has_content */
   uint64_t checkpointed;                  /* the file was exactly this state */
+  uint64_t set_index;                     /* the last change set in it */
   uint64_t begun; /* a checkpoint to here may have been under way; these entries are committed */
 };
 
@@ -142,7 +143,14 @@ int vfs_database_open(const struct vfs_database_options *options, struct vfs_dat
 int vfs_database_adopt(struct vfs_database *database, struct vfs_found *found, char *text);
 int vfs_database_export(struct vfs_database *database, int (*each)(void *ctx, const struct vfs_change_set *set),
                         void *ctx, char *text);
-/* The adopted file is the state at `index`: a durable mark. */
+/*
+** A database that a plain program changed after its node's stop in order: *is_edited if it is a whole one with the same page size and
+** a state that the log (through log_last) does not have. Its own -wal or -journal is in the file then, and `export` gives its
+** content. VFS_BUSY: it is still open in another program. Before vfs_database_start, for a cluster of one: where others
+** have the log too, or the node was killed, the log counts.
+*/
+int vfs_database_find_edit(struct vfs_database *database, uint64_t log_last, bool *is_edited, char *text);
+/* The adopted or edited file is the state at `index`: a durable mark. */
 int vfs_database_mark(struct vfs_database *database, uint64_t index, char *text);
 /*
 ** Page 1 of a new, empty database, equal on every node; durable. For a file without content. May come after start

@@ -739,8 +739,11 @@ static int main_characteristics(sqlite3_file *file) {
 }
 
 static int main_shm_map(sqlite3_file *file, int region, int size, int extend, void volatile **map) {
-  sqlite3_file *real = connection_of(file)->real;
-  return real->pMethods->xShmMap(real, region, size, extend, map);
+  struct vfs_connection *connection = connection_of(file);
+  int code = connection->real->pMethods->xShmMap(connection->real, region, size, extend, map);
+  if (code == SQLITE_OK && *map && atomic_load(&connection->database->ready))
+    *map = vfs_wal_region_for_connection(connection->database->wal, (uint32_t)region, (void *)*map);
+  return code;
 }
 
 static void main_shm_barrier(sqlite3_file *file) {

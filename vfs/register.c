@@ -249,7 +249,7 @@ static int vfs_current_time64(sqlite3_vfs *vfs, sqlite3_int64 *now) {
 int vfs_register(const struct vfs_host *the_host, sqlite3_vfs *base, bool is_default) {
   if (!base || base->iVersion < 2) return SQLITE_ERROR;
   host = the_host;
-  pthread_atfork(NULL, NULL, note_fork);
+  if (pthread_atfork(NULL, NULL, note_fork) != 0 || vfs_wal_watch_forks() != SQLITE_OK) return SQLITE_NOMEM;
   size_t own = sizeof(struct vfs_connection) > sizeof(struct vfs_wal_file) ? sizeof(struct vfs_connection)
                                                                            : sizeof(struct vfs_wal_file);
   balsa_vfs = (sqlite3_vfs){

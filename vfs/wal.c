@@ -82,6 +82,7 @@
 #include <sched.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #define WAL_MAGIC 0x377f0682u
 #define WAL_VERSION 3007000u
@@ -113,15 +114,22 @@ _Static_assert(TABLE_PAGES_FIRST == TABLE_PAGES - INDEX_HEADER_SIZE / sizeof(uin
 _Static_assert(TABLE_SLOTS_OFFSET + TABLE_SLOTS * sizeof(uint16_t) == VFS_WAL_REGION_SIZE, "region");
 
 struct vfs_wal {
+  struct vfs_wal *next; /* all of the process; wals_mutex */
   sqlite3_file *database, *wal;
   uint32_t page_size;
   uint8_t *frame;            /* one frame to be written; the holder of WRITE */
-  pthread_mutex_t mapping;   /* guards the filling of regions[] */
+  pthread_mutex_t mapping;   /* guards the filling of regions[], and the next two */
   pthread_mutex_t marks;     /* guards READ(1…4) as `database` holds them: its locks do not exclude each other */
   uint32_t backfilling;      /* frame of a backfill that set_backfilled may publish, 0 none; the owner of CKPT */
   uint32_t backfill_salt[2]; /* of the WAL that vfs_wal_safe_frame looked at; the owner of CKPT */
   void *regions[VFS_WAL_REGIONS_MAX]; /* NULL until mapped, then for ever; most of it stays untouched zero pages */
+  void **own; /* the regions as the connections see them, n_own; NULL: not at an address of our own */
+  uint32_t n_own;
 };
+
+/* Before any `mapping`. */
+static pthread_mutex_t wals_mutex = PTHREAD_MUTEX_INITIALIZER;
+static struct vfs_wal *wals;
 
 /* The hash table and page numbers of a region. */
 struct table {
@@ -313,6 +321,69 @@ bool vfs_wal_check_frame(struct vfs_wal_check *check, const uint8_t *frame, uint
   return check->sum[0] == get_32(frame + 16) && check->sum[1] == get_32(frame + 20);
 }
 
+/* ---- Forks ---- */
+
+/* mapping held. false: no memory. */
+static bool grow_own(struct vfs_wal *wal, uint32_t region) {
+  uint32_t n = region + 1 + region / 2;
+  void **own = region < wal->n_own ? wal->own : realloc(wal->own, n * sizeof *own);
+  if (own == NULL) return false;
+  for (; wal->n_own <= region; wal->n_own++) own[wal->n_own] = NULL;
+  wal->own = own;
+  return true;
+}
+
+void *vfs_wal_region_for_connection(struct vfs_wal *wal, uint32_t region, void *mapped) {
+  void *own = NULL;
+  pthread_mutex_lock(&wal->mapping);
+  if (grow_own(wal, region)) own = wal->own[region];
+  if (own == NULL && region < wal->n_own) {
+    own = mremap(mapped, 0, VFS_WAL_REGION_SIZE, MREMAP_MAYMOVE); /* size 0: the pages get a second address */
+    if (own == MAP_FAILED) own = NULL;
+    wal->own[region] = own;
+  }
+  pthread_mutex_unlock(&wal->mapping);
+  return own ? own : mapped;
+}
+
+static void unmap_own(struct vfs_wal *wal) {
+  for (uint32_t i = 0; i < wal->n_own; i++)
+    if (wal->own[i] != NULL) munmap(wal->own[i], VFS_WAL_REGION_SIZE);
+  free(wal->own);
+}
+
+static void before_fork(void) {
+  pthread_mutex_lock(&wals_mutex);
+  for (struct vfs_wal *wal = wals; wal != NULL; wal = wal->next) pthread_mutex_lock(&wal->mapping);
+}
+
+static void after_fork(void) {
+  for (struct vfs_wal *wal = wals; wal != NULL; wal = wal->next) pthread_mutex_unlock(&wal->mapping);
+  pthread_mutex_unlock(&wals_mutex);
+}
+
+/* A copy takes the place of what is shared. Without memory for one, better none there than that of the parent. */
+static void make_private(void *region) {
+  void *copy = mmap(NULL, VFS_WAL_REGION_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (copy != MAP_FAILED) {
+    memcpy(copy, region, VFS_WAL_REGION_SIZE);
+    if (mremap(copy, VFS_WAL_REGION_SIZE, VFS_WAL_REGION_SIZE, MREMAP_MAYMOVE | MREMAP_FIXED, region) != MAP_FAILED)
+      return;
+  }
+  munmap(region, VFS_WAL_REGION_SIZE);
+}
+
+static void after_fork_in_child(void) {
+  for (struct vfs_wal *wal = wals; wal != NULL; wal = wal->next)
+    for (uint32_t i = 0; i < wal->n_own; i++)
+      if (wal->own[i] != NULL) make_private(wal->own[i]);
+  after_fork();
+}
+
+int vfs_wal_watch_forks(void) {
+  return pthread_atfork(before_fork, after_fork, after_fork_in_child) == 0 ? SQLITE_OK : SQLITE_NOMEM;
+}
+
 /* ---- Open, close, begin afresh ---- */
 
 int vfs_wal_open(sqlite3_file *database, sqlite3_file *file, uint32_t page_size, struct vfs_wal **out) {
@@ -328,6 +399,10 @@ int vfs_wal_open(sqlite3_file *database, sqlite3_file *file, uint32_t page_size,
   pthread_mutex_init(&wal->marks, NULL);
   wal->frame = malloc(VFS_WAL_FRAME_HEADER_SIZE + (size_t)page_size);
   int rc = wal->frame == NULL ? SQLITE_NOMEM : get_region(wal, 0, &memory);
+  pthread_mutex_lock(&wals_mutex);
+  wal->next = wals;
+  wals = wal;
+  pthread_mutex_unlock(&wals_mutex);
   if (rc != SQLITE_OK) {
     vfs_wal_close(wal);
     return rc;
@@ -338,6 +413,12 @@ int vfs_wal_open(sqlite3_file *database, sqlite3_file *file, uint32_t page_size,
 
 void vfs_wal_close(struct vfs_wal *wal) {
   if (wal == NULL) return;
+  pthread_mutex_lock(&wals_mutex);
+  struct vfs_wal **at = &wals;
+  while (*at != wal) at = &(*at)->next;
+  *at = wal->next;
+  pthread_mutex_unlock(&wals_mutex);
+  unmap_own(wal);
   pthread_mutex_destroy(&wal->mapping);
   pthread_mutex_destroy(&wal->marks);
   free(wal->frame);

@@ -54,6 +54,15 @@ int vfs_wal_open(sqlite3_file *database, sqlite3_file *wal, uint32_t page_size, 
 void vfs_wal_close(struct vfs_wal *wal);
 
 /*
+** Where a connection of this process finds a region that the base VFS has mapped at `mapped`: the same memory, at an address
+** of our own. In a forked child SQLite would still write to it (closing an open transaction cleans the hash tables, without a call of
+** the VFS); there it becomes memory of the child's own, which others who map the file in the child do not notice. `mapped`
+** itself where the system gives no second address. Watching for forks: once per process; SQLite error code.
+*/
+void *vfs_wal_region_for_connection(struct vfs_wal *wal, uint32_t region, void *mapped);
+int vfs_wal_watch_forks(void);
+
+/*
 ** Writes a fresh wal-index for an empty WAL over a database of `pages` pages (node start, nobody else may
 ** write): header, read marks, checkpoint info; the WAL file itself is truncated to 0 if truncate_wal, else its
 ** frames just lose their validity by a new salt (a plain process may have it open). `salt` is random.

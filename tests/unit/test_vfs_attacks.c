@@ -299,6 +299,8 @@ static void two_connections_that_share_a_cache_are_refused(void **state) {
   stand_in_close(&node);
 }
 
+static void assert_equal_on_follower(struct stand_in *follower, struct stand_in *node);
+
 /* Waits until the other side of a pipe has written its byte. */
 static void await_byte(int fd) {
   char byte;
@@ -347,6 +349,34 @@ static void a_forked_child_that_closes_an_inherited_transaction_harms_nothing(vo
 static void a_forked_child_cannot_commit_an_inherited_transaction(void **state) {
   (void)state;
   fork_in_a_transaction(true);
+}
+
+/* What SQLite does in the child to the hash tables of the wal-index must not be done to the parent's. */
+static void a_forked_child_that_closes_a_spilled_transaction_takes_nothing_from_the_parent(void **state) {
+  struct stand_in node, follower;
+  (void)state;
+  stand_in_open(&node, 4096, 0, LONG_MS);
+  stand_in_open(&follower, 4096, 0, LONG_MS);
+  sqlite3 *db = stand_in_connect(&node);
+  must(db, "CREATE TABLE t(a INTEGER PRIMARY KEY, b); PRAGMA cache_size=2; PRAGMA cache_spill=1; BEGIN IMMEDIATE;"
+           "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 9000)"
+           "INSERT INTO t SELECT i, randomblob(3000) FROM n");
+  pid_t child = fork();
+  assert_true(child >= 0);
+  if (child == 0) {
+    sqlite3_close_v2(db);
+    _exit(0);
+  }
+  int status = 0;
+  assert_int_equal(waitpid(child, &status, 0), child);
+  assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+  assert_int_equal(ask(db, "SELECT sum(length(b)) FROM t"), 27000000);
+  must(db, "UPDATE t SET b = NULL WHERE a % 7 = 0; COMMIT");
+  assert_int_equal(ask(db, "SELECT count(*) FROM pragma_integrity_check WHERE integrity_check = 'ok'"), 1);
+  assert_equal_on_follower(&follower, &node);
+  sqlite3_close(db);
+  stand_in_close(&follower);
+  stand_in_close(&node);
 }
 
 static void stop_in_order(struct stand_in *node) {
@@ -730,6 +760,7 @@ int main(int argc, char **argv) {
       cmocka_unit_test(two_connections_that_share_a_cache_are_refused),
       cmocka_unit_test(a_forked_child_that_closes_an_inherited_transaction_harms_nothing),
       cmocka_unit_test(a_forked_child_cannot_commit_an_inherited_transaction),
+      cmocka_unit_test(a_forked_child_that_closes_a_spilled_transaction_takes_nothing_from_the_parent),
       cmocka_unit_test(what_a_plain_program_wrote_after_a_stop_is_kept_whole),
       cmocka_unit_test(what_a_killed_plain_program_left_in_the_wal_is_kept_too),
       cmocka_unit_test(what_a_plain_program_checkpointed_after_a_kill_is_kept_as_it_left_it),

@@ -326,6 +326,7 @@ CLUSTER_stop = crash_rounds.py --mode stop --nodes 3 --rounds $(call scaled,1)
 CLUSTER_cut = crash_rounds.py --mode cut --nodes 3 --commit-timeout 800 --rounds $(call scaled,2)
 CLUSTER_cutoffs = cutoffs.py --rounds $(call scaled,8)
 CLUSTER_outside = outside_reader.py --rounds $(call scaled,2)
+CLUSTER_idle = idle_shell.py
 CLUSTER_followers = follower_readers.py --seconds $(call scaled,4)
 CLUSTER_clients = clients.py
 CLUSTER_handover = handover.py --rounds $(call scaled,8)
@@ -335,7 +336,7 @@ CLUSTER_surface = surface.py
 CLUSTER_PRELOAD := $(if $(ASAN),env LD_PRELOAD=$$($(CC) -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0) \
   $(if $(TSAN),env LD_PRELOAD=$$($(CC) -print-file-name=libtsan.so))
 ASAN_CLUSTER ?= kill cut
-CLUSTER ?= surface snapshots kill kill5 stop cut cutoffs outside followers clients handover
+CLUSTER ?= surface snapshots kill kill5 stop cut cutoffs outside idle followers clients handover
 cluster: $(OUT)/balsa.so
 	@$(BEGIN); status=0; \
 	$(foreach part,$(CLUSTER),$(RUN) --show cluster-$(part) $(CLUSTER_PRELOAD) $(PYTHON) tests/cluster/$(CLUSTER_$(part)) \

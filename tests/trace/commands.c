@@ -1,7 +1,8 @@
 /*
 ** The commands of the golden scripts.
 **
-**   cluster N [fresh] [window=BYTES] [batch=BYTES]   nodes 1 … N, all voters, with entry 1; or without
+**   cluster N [members=M] [fresh] [window=BYTES] [batch=BYTES]
+**                       nodes 1 … N, of which 1 … M (all) are voters, with entry 1; or without
 **   node I term=T [vote=V] log=1,1,4                 what node I's disk holds: the terms of its entries
 **   bootstrap I                                      raft_bootstrap
 **   time MS | tick I | campaign I                    campaign: two election time-outs pass, and a tick
@@ -13,6 +14,8 @@
 **   disk I manual|instant | persist I [NUMBER] | fail I    writes complete when told; a write fails
 **   crash I | restart I | wipe I | isolate I | heal I
 **   compact I THROUGH   with a snapshot there | install I   what it has received
+**   change I [add:4] [join:4] [promote:4] [demote:2] [remove:3]    all at once
+**   handover I TO       TO 0: to anybody | members [I …]   the configuration in force (world.h says how to read it)
 **   read I CONTEXT lease|quorum | electable I yes|no
 **   inject TYPE 1>2 [field=value …]                  a message that no core sent
 **   status [I …] | log [I …] | fate TERM INDEX [I …] | network | hide | show
@@ -201,7 +204,7 @@ static void do_network(struct command *command) {
 }
 
 static uint8_t type_of(const char *word) {
-  for (unsigned type = RAFT_PRE_VOTE; type <= RAFT_SNAPSHOT_RESULT; type++) {
+  for (unsigned type = RAFT_PRE_VOTE; type <= RAFT_TIMEOUT_NOW; type++) {
     if (is_type(word, (uint8_t)type)) {
       return (uint8_t)type;
     }
@@ -239,6 +242,7 @@ static void do_inject(struct command *command) {
   message->size_bytes = number(command, "size", 0);
   message->chunk_bytes = (uint32_t)number(command, "chunk", 0);
   message->reject = has_word(command, "reject");
+  message->hand_over = has_word(command, "hand_over");
   if (option(command, "entries")) {
     message->n_entries = 1;
     injected->entries[0].meta = (struct raft_entry_meta){.term = number(command, "entries", 0),
@@ -256,7 +260,7 @@ static void do_cluster(struct command *command) {
     complain(command, "cluster N, once, N up to 7");
     return;
   }
-  world_open(world, (uint32_t)n, has_word(command, "fresh"));
+  world_open(world, (uint32_t)n, (uint32_t)number(command, "members", n), has_word(command, "fresh"));
   world->options.window_bytes = (uint32_t)number(command, "window", world->options.window_bytes);
   world->options.batch_bytes = (uint32_t)number(command, "batch", world->options.batch_bytes);
   for (uint32_t i = 0; i < world->n_nodes; i++) {
@@ -422,6 +426,66 @@ static void do_install(struct command *command) {
   }
 }
 
+static const struct {
+  const char *name;
+  enum raft_change_type type;
+  bool joining;
+} change_names[] = {{"add", RAFT_CHANGE_ADD, false},
+                    {"join", RAFT_CHANGE_ADD, true},
+                    {"promote", RAFT_CHANGE_PROMOTE, false},
+                    {"demote", RAFT_CHANGE_DEMOTE, false},
+                    {"remove", RAFT_CHANGE_REMOVE, false}};
+
+/* "promote:4" */
+static bool read_change(struct command *command, const char *word, struct raft_change *change) {
+  for (size_t i = 0; i < sizeof change_names / sizeof change_names[0]; i++) {
+    const size_t length = strlen(change_names[i].name);
+    if (strncmp(word, change_names[i].name, length) != 0 || word[length] != ':') {
+      continue;
+    }
+    const struct world_node *node = world_node(command->world, strtoull(word + length + 1, NULL, 10));
+    if (!node) {
+      break;
+    }
+    *change = (struct raft_change){.type = change_names[i].type,
+                                   .id = node->id,
+                                   .incarnation = node->incarnation,
+                                   .joining = change_names[i].joining};
+    (void)snprintf(change->address, sizeof change->address, "node%" PRIu64 ":1", node->id);
+    return true;
+  }
+  complain(command, "change I [add:4] [join:4] [promote:4] [demote:2] [remove:3]");
+  return false;
+}
+
+static void do_change(struct command *command) {
+  struct world_node *node = running_node(command, 1);
+  struct raft_change changes[WORDS_MAX];
+  size_t n = 0;
+  for (int i = 2; node && i < command->n; i++) {
+    if (!read_change(command, command->words[i], &changes[n++])) {
+      return;
+    }
+  }
+  const int error = node ? world_change(command->world, node, changes, n) : 0;
+  if (error) {
+    world_say(command->world, "%" PRIu64 " refuses: %s", node->id, raft_error_text(error));
+  }
+}
+
+static void do_hand_over(struct command *command) {
+  struct world_node *node = running_node(command, 1);
+  if (!node || command->n < 3) {
+    complain(command, "handover I TO");
+    return;
+  }
+  const int error = raft_hand_over(node->raft, command->world->now, strtoull(command->words[2], NULL, 10));
+  world_work(command->world, node);
+  if (error) {
+    world_say(command->world, "%" PRIu64 " refuses: %s", node->id, raft_error_text(error));
+  }
+}
+
 static void do_read(struct command *command) {
   struct world_node *node = running_node(command, 1);
   if (!node || command->n < 4) {
@@ -497,6 +561,23 @@ static void show_fate(struct command *command, struct world_node *node) {
   }
 }
 
+static void show_members(struct command *command, struct world_node *node) {
+  char text[WORLD_LABEL_MAX];
+  struct raft_status status;
+  if (!node->raft) {
+    world_say(command->world, "%" PRIu64 " is down", node->id);
+    return;
+  }
+  raft_get_status(node->raft, &status);
+  world_describe_configuration(raft_get_configuration(node->raft, NULL), text, sizeof text);
+  world_say(command->world, "%" PRIu64 ": %s at %" PRIu64 "%s", node->id, text, status.configuration_index,
+            status.configuration_committed ? ", committed" : "");
+}
+
+static void do_members(struct command *command) {
+  for_nodes(command, 1, show_members);
+}
+
 static void do_status(struct command *command) {
   for_nodes(command, 1, show_status);
 }
@@ -528,7 +609,8 @@ static const struct {
     {"wipe", do_wipe},           {"isolate", do_isolate}, {"heal", do_isolate},        {"read", do_read},
     {"electable", do_electable}, {"inject", do_inject},   {"status", do_status},       {"log", do_log},
     {"fate", do_fate},           {"network", do_network}, {"hide", do_hide},           {"show", do_hide},
-    {"compact", do_compact},     {"install", do_install},
+    {"compact", do_compact},     {"install", do_install}, {"change", do_change},       {"handover", do_hand_over},
+    {"members", do_members},
 };
 
 void trace_run_command(struct world *world, const char *line) {

@@ -21,10 +21,11 @@ static const char *const type_names[] = {
     [RAFT_READ_INDEX_RESULT] = "READ_INDEX_RESULT",
     [RAFT_SNAPSHOT] = "SNAPSHOT",
     [RAFT_SNAPSHOT_RESULT] = "SNAPSHOT_RESULT",
+    [RAFT_TIMEOUT_NOW] = "TIMEOUT_NOW",
 };
 
 const char *world_type_name(uint8_t type) {
-  return type >= RAFT_PRE_VOTE && type <= RAFT_SNAPSHOT_RESULT ? type_names[type] : "?";
+  return type >= RAFT_PRE_VOTE && type <= RAFT_TIMEOUT_NOW ? type_names[type] : "?";
 }
 
 void world_say(struct world *world, const char *format, ...) {
@@ -74,7 +75,10 @@ void world_describe(const struct world_message *message, char *text, size_t size
                  world_type_name(raft->type), raft->term);
   switch (raft->type) {
   case RAFT_PRE_VOTE:
-  case RAFT_VOTE: add(text, size, " last %" PRIu64 "/%" PRIu64, raft->index, raft->log_term); break;
+  case RAFT_VOTE:
+    add(text, size, " last %" PRIu64 "/%" PRIu64 "%s", raft->index, raft->log_term, raft->hand_over ? " as told" : "");
+    break;
+  case RAFT_TIMEOUT_NOW: add(text, size, " last %" PRIu64 "/%" PRIu64, raft->index, raft->log_term); break;
   case RAFT_PRE_VOTE_RESULT:
   case RAFT_VOTE_RESULT: add(text, size, raft->reject ? " refused" : " granted"); break;
   case RAFT_APPEND: describe_append(message, text, size); break;
@@ -108,6 +112,27 @@ void world_describe(const struct world_message *message, char *text, size_t size
   }
   if (message->after) {
     add(text, size, " (after write %" PRIu64 ")", message->after);
+  }
+}
+
+void world_describe_configuration(const struct raft_configuration *configuration, char *text, size_t size) {
+  bool is_joint = false;
+  for (uint32_t i = 0; i < configuration->n_members; i++) {
+    is_joint = is_joint || (configuration->members[i].roles & RAFT_VOTER_OLD);
+  }
+  text[0] = 0;
+  for (uint32_t i = 0; i < configuration->n_members; i++) {
+    const uint8_t roles = configuration->members[i].roles;
+    const bool is_new = roles & RAFT_VOTER_NEW, is_old = roles & RAFT_VOTER_OLD;
+    add(text, size, "%s%" PRIu64 "%s%s", i ? "," : "", configuration->members[i].id,
+        !is_joint          ? ""
+        : is_new && is_old ? "="
+        : is_new           ? "+"
+        : is_old           ? "-"
+                           : "",
+        roles & RAFT_JOINING   ? "j"
+        : roles & RAFT_LEARNER ? "l"
+                               : "");
   }
 }
 
@@ -227,6 +252,19 @@ void world_persist(struct world *world, struct world_node *node, uint64_t number
 
 /* ---- Work ---- */
 
+/* An entry that holds it; the label is the caller's. */
+static struct world_entry configuration_entry(struct world *world, uint64_t term,
+                                              const struct raft_configuration *configuration) {
+  assert(world->n_configurations < WORLD_CONFIGURATIONS_MAX);
+  const uint32_t number = world->n_configurations++;
+  world->configurations[number] = malloc(sizeof *configuration);
+  assert(world->configurations[number]);
+  *world->configurations[number] = *configuration;
+  const uint32_t size = (uint32_t)raft_configuration_size(configuration);
+  return (struct world_entry){.meta = {.term = term, .size = size, .type = RAFT_ENTRY_CONFIGURATION},
+                              .configuration = number};
+}
+
 static void remember_entries(struct world *world, struct world_node *node, const struct raft_work *work,
                              const struct world_message *received) {
   if (work->reset_index) {
@@ -240,6 +278,10 @@ static void remember_entries(struct world *world, struct world_node *node, const
     struct world_entry *entry = &node->log.entries[node->log.n++];
     if (work->noop && index == work->append_last) {
       *entry = (struct world_entry){.meta = {.type = RAFT_ENTRY_NOOP, .term = work->term}};
+    } else if (index == work->configuration_index) {
+      *entry = configuration_entry(world, work->term, raft_get_configuration(node->raft, NULL));
+      world_describe_configuration(world->configurations[entry->configuration], entry->label, sizeof entry->label);
+      world_say(world, "%" PRIu64 " appends %" PRIu64 "/%" PRIu64 " %s", node->id, index, work->term, entry->label);
     } else if (received) {
       *entry = received->entries[index - received->message.index - 1];
     } else {
@@ -388,6 +430,14 @@ static void do_parcel(struct world *world, struct world_node *node, const struct
       check_leader(world, node, work->term);
     }
   }
+  if (work->hand_over_to != node->told_hand_over) {
+    if (work->hand_over_to) {
+      world_say(world, "%" PRIu64 " hands over to %" PRIu64, node->id, work->hand_over_to);
+    } else {
+      world_say(world, "%" PRIu64 " hands over no more", node->id);
+    }
+    node->told_hand_over = work->hand_over_to;
+  }
   remember_entries(world, node, work, received);
   if (work->persist) {
     queue_write(world, node, work);
@@ -441,11 +491,16 @@ void world_work(struct world *world, struct world_node *node) {
 static void receive(struct world *world, struct world_node *to, const struct world_message *packet) {
   struct raft_entry_meta metas[WORLD_ENTRIES_MAX];
   const uint8_t *payloads[WORLD_ENTRIES_MAX];
+  static uint8_t bytes[WORLD_ENTRIES_MAX][sizeof(struct raft_configuration)];
   struct raft_message message = packet->message;
   assert(message.n_entries <= WORLD_ENTRIES_MAX);
   for (uint32_t i = 0; i < message.n_entries; i++) {
     metas[i] = packet->entries[i].meta;
-    payloads[i] = metas[i].type == RAFT_ENTRY_CONFIGURATION ? world->configuration_bytes : NULL;
+    payloads[i] = NULL;
+    if (metas[i].type == RAFT_ENTRY_CONFIGURATION) {
+      raft_configuration_encode(world->configurations[packet->entries[i].configuration], bytes[i]);
+      payloads[i] = bytes[i];
+    }
   }
   message.entries = metas;
   message.payloads = payloads;
@@ -494,6 +549,20 @@ static size_t find_terms(const struct world_log *log, uint64_t n, struct raft_te
   return n_terms;
 }
 
+/* The configurations of the first n entries. Returns how many. */
+static size_t find_configurations(const struct world *world, const struct world_log *log, uint64_t n,
+                                  struct raft_start_configuration *list) {
+  size_t found = 0;
+  for (uint64_t i = 0; i < n; i++) {
+    if (log->entries[i].meta.type == RAFT_ENTRY_CONFIGURATION) {
+      assert(found < WORLD_CONFIGURATIONS_MAX);
+      list[found++] = (struct raft_start_configuration){
+          .index = i + 1, .configuration = world->configurations[log->entries[i].configuration]};
+    }
+  }
+  return found;
+}
+
 void world_compact(struct world *world, struct world_node *node, uint64_t through) {
   const int error = raft_compact(node->raft, world->now, through);
   if (error) {
@@ -509,10 +578,13 @@ void world_compact(struct world *world, struct world_node *node, uint64_t throug
 void world_install(struct world *world, struct world_node *node) {
   struct raft_term_start terms[WORLD_LOG_MAX];
   const uint64_t index = node->part.index;
+  struct raft_start_configuration configurations[WORLD_CONFIGURATIONS_MAX];
+  const size_t n = find_configurations(world, &world->committed, index, configurations);
+  assert(n > 0);
   const struct raft_install install = {.index = index,
                                        .term = node->part.term,
-                                       .configuration = &world->configuration,
-                                       .configuration_index = 1,
+                                       .configuration = configurations[n - 1].configuration,
+                                       .configuration_index = configurations[n - 1].index,
                                        .terms = terms,
                                        .n_terms = find_terms(&world->committed, index, terms)};
   node->snapshot_index = index > node->snapshot_index ? index : node->snapshot_index;
@@ -534,24 +606,26 @@ void world_start(struct world *world, struct world_node *node, bool restarted) {
   options.seed = node->id;
   struct raft_entry_meta metas[WORLD_LOG_MAX];
   struct raft_term_start terms[WORLD_LOG_MAX];
+  struct raft_start_configuration configurations[WORLD_CONFIGURATIONS_MAX];
   follow_snapshot(world, node);
   const uint64_t base = node->disk.base;
   for (uint64_t i = base; i < node->disk.n; i++) {
     metas[i - base] = node->disk.entries[i].meta;
   }
-  const struct raft_start start = {.now = world->now,
-                                   .term = node->disk_term,
-                                   .voted_for = node->disk_voted_for,
-                                   .first_index = base + 1,
-                                   .prev_term = base > 0 ? node->disk.entries[base - 1].meta.term : 0,
-                                   .last_index = node->disk.n,
-                                   .entries = metas,
-                                   .configurations = &(struct raft_start_configuration){1, &world->configuration},
-                                   .n_configurations = node->disk.n > 0,
-                                   .commit_index = node->snapshot_index,
-                                   .terms = terms,
-                                   .n_terms = find_terms(&node->disk, base, terms),
-                                   .restarted = restarted};
+  const struct raft_start start = {
+      .now = world->now,
+      .term = node->disk_term,
+      .voted_for = node->disk_voted_for,
+      .first_index = base + 1,
+      .prev_term = base > 0 ? node->disk.entries[base - 1].meta.term : 0,
+      .last_index = node->disk.n,
+      .entries = metas,
+      .configurations = configurations,
+      .n_configurations = find_configurations(world, &node->disk, node->disk.n, configurations),
+      .commit_index = node->snapshot_index,
+      .terms = terms,
+      .n_terms = find_terms(&node->disk, base, terms),
+      .restarted = restarted};
   raft_close(node->raft);
   const int error = raft_open(&options, &start, &node->raft);
   if (error) {
@@ -560,6 +634,7 @@ void world_start(struct world *world, struct world_node *node, bool restarted) {
   }
   node->log = node->disk;
   node->told_commit = node->snapshot_index;
+  node->told_hand_over = 0;
   world_work(world, node);
 }
 
@@ -595,7 +670,7 @@ void world_wipe(struct world *world, struct world_node *node) {
 
 /* Entry 1 of every log. */
 static struct world_entry first_entry(const struct world *world) {
-  const uint32_t size = (uint32_t)raft_configuration_size(&world->configuration);
+  const uint32_t size = (uint32_t)raft_configuration_size(world->configurations[0]);
   return (struct world_entry){.meta = {.term = 1, .size = size, .type = RAFT_ENTRY_CONFIGURATION}, .label = "members"};
 }
 
@@ -613,25 +688,23 @@ void world_set_log(struct world *world, struct world_node *node, const uint64_t 
   world_start(world, node, false);
 }
 
-static void make_configuration(struct world *world) {
-  struct raft_configuration *configuration = &world->configuration;
-  memset(configuration, 0, sizeof *configuration);
+static void make_configuration(struct world *world, uint32_t n_members) {
+  struct raft_configuration *configuration = calloc(1, sizeof *configuration);
+  assert(configuration);
   configuration->settings = (struct raft_settings){.election_ms = 500, .heartbeat_ms = 50, .page_size = 4096};
   configuration->cluster.bytes[0] = configuration->database.bytes[0] = 1;
-  configuration->n_members = world->n_nodes;
-  for (uint32_t i = 0; i < world->n_nodes; i++) {
+  configuration->n_members = n_members;
+  for (uint32_t i = 0; i < n_members; i++) {
     struct raft_member *member = &configuration->members[i];
     member->id = i + 1;
     member->incarnation = world->nodes[i].incarnation;
     member->roles = RAFT_VOTER_NEW;
     (void)snprintf(member->address, sizeof member->address, "node%" PRIu32 ":1", i + 1);
   }
-  world->configuration_bytes = malloc(raft_configuration_size(configuration));
-  assert(world->configuration_bytes);
-  raft_configuration_encode(configuration, world->configuration_bytes);
+  world->configurations[world->n_configurations++] = configuration;
 }
 
-void world_open(struct world *world, uint32_t n_nodes, bool fresh) {
+void world_open(struct world *world, uint32_t n_nodes, uint32_t n_members, bool fresh) {
   memset(world, 0, sizeof *world);
   world->n_nodes = n_nodes;
   world->now = 1000 * WORLD_MS;
@@ -646,8 +719,8 @@ void world_open(struct world *world, uint32_t n_nodes, bool fresh) {
     world->nodes[i].id = i + 1;
     world->nodes[i].incarnation.bytes[0] = (uint8_t)(i + 1);
   }
-  make_configuration(world);
-  for (uint32_t i = 0; i < n_nodes && !fresh; i++) {
+  make_configuration(world, n_members);
+  for (uint32_t i = 0; i < n_members && !fresh; i++) {
     world->nodes[i].disk.entries[0] = first_entry(world);
     world->nodes[i].disk.n = 1;
     world->nodes[i].disk_term = 1;
@@ -658,7 +731,9 @@ void world_close(struct world *world) {
   for (uint32_t i = 0; i < world->n_nodes; i++) {
     raft_close(world->nodes[i].raft);
   }
-  free(world->configuration_bytes);
+  for (uint32_t i = 0; i < world->n_configurations; i++) {
+    free(world->configurations[i]);
+  }
   free(world->messages);
   free(world->output);
   memset(world, 0, sizeof *world);
@@ -673,9 +748,16 @@ int world_propose(struct world *world, struct world_node *node, uint64_t term, c
   return error;
 }
 
+int world_change(struct world *world, struct world_node *node, const struct raft_change *changes, size_t n) {
+  uint64_t index;
+  const int error = raft_change_members(node->raft, world->now, changes, n, &index);
+  world_work(world, node);
+  return error;
+}
+
 void world_bootstrap(struct world *world, struct world_node *node) {
   world->proposed = first_entry(world);
-  const int error = raft_bootstrap(node->raft, world->now, &world->configuration);
+  const int error = raft_bootstrap(node->raft, world->now, world->configurations[0]);
   if (error) {
     world_say(world, "%" PRIu64 " refuses: %s", node->id, raft_error_text(error));
   }

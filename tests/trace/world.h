@@ -12,7 +12,8 @@
 
 #define WORLD_NODES_MAX 7
 #define WORLD_LOG_MAX 512
-#define WORLD_LABEL_MAX 16
+#define WORLD_LABEL_MAX 64
+#define WORLD_CONFIGURATIONS_MAX 64
 #define WORLD_WRITES_MAX 64
 #define WORLD_MESSAGES_MAX 1024
 #define WORLD_ENTRIES_MAX 64 /* in one message */
@@ -25,6 +26,7 @@
 struct world_entry {
   struct raft_entry_meta meta;
   char label[WORLD_LABEL_MAX]; /* stands for the payload */
+  uint32_t configuration;      /* of that type: its number in world.configurations */
 };
 
 struct world_log {
@@ -66,14 +68,14 @@ struct world_node {
   bool isolated;
   struct world_write writes[WORLD_WRITES_MAX];
   uint32_t n_writes;
-  uint64_t told_commit;
+  uint64_t told_commit, told_hand_over;
 };
 
 struct world {
   struct world_node nodes[WORLD_NODES_MAX];
   uint32_t n_nodes;
-  struct raft_configuration configuration;
-  uint8_t *configuration_bytes;
+  struct raft_configuration *configurations[WORLD_CONFIGURATIONS_MAX]; /* that were in any log; 0: of entry 1 */
+  uint32_t n_configurations;
   struct raft_options options; /* id, incarnation and seed aside */
   uint64_t now;
   struct world_message *messages; /* in the order of sending */
@@ -90,8 +92,11 @@ struct world {
 /* Prints a line; a newline is added. */
 __attribute__((format(printf, 2, 3))) void world_say(struct world *world, const char *format, ...);
 
-/* n nodes, all voters, whose disks hold entry 1, the configuration, of term 1; or nothing. None runs yet. */
-void world_open(struct world *world, uint32_t n_nodes, bool fresh);
+/*
+** n nodes, of which the first n_members are voters; their disks hold entry 1, the configuration, of term 1; or nothing. None
+** runs yet.
+*/
+void world_open(struct world *world, uint32_t n_nodes, uint32_t n_members, bool fresh);
 void world_close(struct world *world);
 /* NULL if there is none with this id. */
 struct world_node *world_node(struct world *world, uint64_t id);
@@ -118,6 +123,13 @@ int world_propose(struct world *world, struct world_node *node, uint64_t term, c
 void world_compact(struct world *world, struct world_node *node, uint64_t through);
 /* Installs what it has received. */
 void world_install(struct world *world, struct world_node *node);
+/*
+** In short: the members' ids; + one that becomes a voter, - one that ceases to be one, = one that stays one meanwhile;
+** l a learner, j one that joins.
+*/
+void world_describe_configuration(const struct raft_configuration *configuration, char *text, size_t size);
+/* raft_change_members */
+int world_change(struct world *world, struct world_node *node, const struct raft_change *changes, size_t n);
 /* raft_bootstrap with the configuration of all nodes */
 void world_bootstrap(struct world *world, struct world_node *node);
 /* Removes message i from the network; delivers it if `deliver` is set. */

@@ -5,7 +5,7 @@
 */
 #include "raft_stand.h"
 
-#define ROUNDS 60
+#define ROUNDS 120
 #define MESSAGES 3000
 #define ENTRIES_MAX 8
 #define SEEN_MAX 20000
@@ -13,6 +13,7 @@
 static struct stand stand;
 static uint64_t random_state;
 static uint64_t installed, sent;      /* snapshots, and chunks of them */
+static uint64_t changed;              /* members, by the core itself */
 static uint64_t seen_terms[SEEN_MAX]; /* of committed entries */
 
 static uint64_t next(void) {
@@ -38,6 +39,7 @@ static uint64_t near(uint64_t value) {
 
 /* The term rises slowly, so that there is something to attack. */
 static bool attack_leader;
+static bool changes_members; /* otherwise a leader has the same ones for long, and some of them need snapshots */
 
 static uint64_t some_term(uint64_t term) {
   if (below(attack_leader ? 20000 : 400) == 0) {
@@ -46,12 +48,33 @@ static uint64_t some_term(uint64_t term) {
   return below(attack_leader ? 400 : 8) == 0 ? term + below(4) - 1 : term;
 }
 
-static uint8_t configuration_bytes[2000];
+static uint8_t configuration_bytes[4096];
+static uint32_t configuration_size;
 static struct raft_entry_meta entries[ENTRIES_MAX];
 static const uint8_t *payloads[ENTRIES_MAX];
 
+/* Some members, in some roles; joint ones and such as nobody would make among them. */
+static void draw_configuration(void) {
+  struct raft_configuration drawn = stand.members;
+  drawn.n_members = changes_members ? 0 : drawn.n_members;
+  for (uint64_t id = 1; id <= 6 && changes_members; id++) {
+    struct raft_member *member = &drawn.members[drawn.n_members];
+    *member = (struct raft_member){
+        .id = id, .incarnation = stand_incarnation(below(20) ? id : 77), .roles = RAFT_VOTER_NEW};
+    if (below(3) == 0) {
+      member->roles = (uint8_t)below(16);
+    }
+    drawn.n_members += id <= 3 ? below(8) != 0 : below(3) == 0;
+  }
+  configuration_size = (uint32_t)raft_configuration_size(&drawn);
+  raft_configuration_encode(&drawn, configuration_bytes);
+}
+
 static void fill_entries(struct raft_message *message, const struct raft_status *status) {
   uint64_t term = message->log_term;
+  if (changes_members && below(4) == 0) {
+    draw_configuration();
+  }
   message->n_entries = (uint32_t)below(ENTRIES_MAX + 1);
   for (uint32_t i = 0; i < message->n_entries; i++) {
     const bool configuration = below(30) == 0;
@@ -60,7 +83,7 @@ static void fill_entries(struct raft_message *message, const struct raft_status 
     }
     entries[i].term = term;
     entries[i].type = configuration ? RAFT_ENTRY_CONFIGURATION : (uint8_t)(below(40) == 0 ? next() : RAFT_ENTRY_DATA);
-    entries[i].size = (uint32_t)(configuration ? raft_configuration_size(&stand.members) : next());
+    entries[i].size = (uint32_t)(configuration ? configuration_size : next());
     payloads[i] = below(5) == 0 || !configuration ? NULL : configuration_bytes;
     if (payloads[i] && below(3) == 0) {
       entries[i].size -= (uint32_t)below(entries[i].size + 1);
@@ -177,10 +200,33 @@ static void use_snapshots(void) {
   stand_work(&stand);
 }
 
+/* Changes and hand-overs, most of which make no sense. */
+static void use_membership(void) {
+  struct raft_change changes[3] = {{.type = 0}};
+  uint64_t index;
+  const size_t n = below(4);
+  for (size_t i = 0; i < n; i++) {
+    changes[i].type = (enum raft_change_type)below(7);
+    changes[i].id = below(8);
+    changes[i].incarnation = stand_incarnation(below(20) ? changes[i].id : 77);
+    changes[i].joining = below(2);
+    changes[i].address[0] = (char)('a' + below(26));
+  }
+  if (below(4) == 0) {
+    (void)raft_hand_over(stand.raft, stand.now, below(5));
+  } else {
+    changed += raft_change_members(stand.raft, stand.now, changes, n, &index) == RAFT_OK;
+  }
+  stand_work(&stand);
+}
+
 /* What the driver does meanwhile. */
 static void do_something(void) {
   if (below(4) == 0) {
     use_snapshots();
+  }
+  if (changes_members && below(4) == 0) {
+    use_membership();
   }
   const struct raft_status status = stand_status(&stand);
   uint64_t index;
@@ -226,6 +272,19 @@ static void try_to_elect(void) {
   stand_clear(&stand);
 }
 
+/* Lets everybody have all, so that the members may change; twice, so that a joint configuration is settled. */
+static void try_to_change(void) {
+  for (int i = 0; i < 3; i++) {
+    for (uint64_t from = 2; from <= 6; from++) {
+      if (stand_status(&stand).role == RAFT_LEADER) {
+        stand_acknowledge(&stand, from, stand_status(&stand).last_index);
+      }
+    }
+    use_membership();
+    stand_clear(&stand);
+  }
+}
+
 /* Has the member that is behind need a snapshot. */
 static void try_to_transfer(void) {
   const struct raft_status status = stand_status(&stand);
@@ -251,12 +310,17 @@ static void no_message_breaks_what_the_core_promised(void **state) {
     random_state = round;
     options.seed = round;
     stand_open_with(&stand, 3, terms, 5, &options);
-    raft_configuration_encode(&stand.members, configuration_bytes);
     attack_leader = round % 2 == 1;
+    changes_members = round % 4 != 3;
+    draw_configuration();
     for (int i = 0; i < MESSAGES; i++) {
       if (attack_leader && i % 100 == 0) {
         try_to_elect();
-        try_to_transfer();
+        if (changes_members) {
+          try_to_change();
+        } else {
+          try_to_transfer();
+        }
       }
       const struct raft_status before = stand_status(&stand);
       const struct raft_message message = some_message();
@@ -279,6 +343,7 @@ static void no_message_breaks_what_the_core_promised(void **state) {
   assert_true(truncations > 100);
   assert_true(installed > 100);
   assert_true(sent > 100);
+  assert_true(changed > 100);
 }
 
 static void a_fresh_node_survives_strangers(void **state) {
@@ -291,7 +356,7 @@ static void a_fresh_node_survives_strangers(void **state) {
     memset(&stand, 0, sizeof stand);
     stand.members = stand_members(3);
     stand.writes_at_once = true;
-    raft_configuration_encode(&stand.members, configuration_bytes);
+    draw_configuration();
     assert_int_equal(raft_open(&options, &fresh, &stand.raft), RAFT_OK);
     for (int i = 0; i < MESSAGES / 4; i++) {
       const struct raft_status before = stand_status(&stand);

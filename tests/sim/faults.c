@@ -419,6 +419,18 @@ static void play_stale_prevote(struct sim *sim) {
   }
 }
 
+/* What it says to the one that is to lead comes so late that it has given up; then it is heard as ever. */
+static void hand_over_late(struct sim *sim, struct sim_node *leader) {
+  const struct sim_node *helper = random_running(sim, leader->slot, NOBODY);
+  if (!helper) return;
+  uint64_t *extra_ns = &sim->network.extra_ns[leader->slot][helper->slot];
+  *extra_ns = elections(sim, 90, 250);
+  sim_node_hand_over(sim, leader, helper->id);
+  *extra_ns = 0;
+  sim->network.latest_at[leader->slot][helper->slot] = 0;
+  sim->workload.is_quiet = sim_random_chance(&sim->random, 500);
+}
+
 /* A leader has begun to hand over; soon it hears of nothing any more, and is asked for reads all the while. */
 static void play_hand_over(struct sim *sim) {
   struct sim_faults *faults = &sim->faults;
@@ -438,6 +450,11 @@ static void play_hand_over(struct sim *sim) {
     return;
   case 1:
     leader = player(sim, faults->leader);
+    if (sim_random_chance(&sim->random, 400)) {
+      hand_over_late(sim, leader);
+      go_to(sim, 2, elections(sim, 100, 300));
+      return;
+    }
     sim_members_hand_over(sim, leader);
     if (sim_random_chance(&sim->random, 500)) {
       for (uint32_t i = 0; i < sim->n_nodes; i++) sim->network.extra_ns[i][leader->slot] = elections(sim, 20, 90);

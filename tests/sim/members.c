@@ -140,17 +140,16 @@ static bool can_lose(struct sim *sim, const struct raft_configuration *configura
   static const uint8_t sets[] = {RAFT_VOTER_NEW, RAFT_VOTER_OLD};
   for (int s = 0; s < 2; s++) {
     uint32_t n = 0, intact = 0;
+    bool is_empty = true;
     for (uint32_t i = 0; i < configuration->n_members; i++) {
       const struct raft_member *member = &configuration->members[i];
       const struct sim_node *node = node_of(sim, member);
-      const bool is_lost = !node || node == lost;
-      n += (member->roles & sets[s]) || is_lost;
-      intact += (member->roles & sets[s]) && !is_lost;
+      const bool is_lost = !node || node == lost, is_in = member->roles & sets[s];
+      n += is_in || is_lost;
+      intact += is_in && !is_lost;
+      is_empty = is_empty && !is_in;
     }
-    const bool is_set = s == 0 || intact > 0 || n > 0;
-    bool any = false;
-    for (uint32_t i = 0; i < configuration->n_members; i++) any = any || (configuration->members[i].roles & sets[s]);
-    if (is_set && any && intact < n / 2 + 1) return false;
+    if (!is_empty && intact < n / 2 + 1) return false;
   }
   return true;
 }
@@ -176,7 +175,7 @@ static bool has_quorum(struct sim *sim, const struct raft_configuration *configu
 }
 
 void sim_choose_majority(struct sim *sim, bool chosen[SIM_NODES_MAX]) {
-  uint32_t slots[SIM_NODES_MAX];
+  uint32_t slots[SIM_NODES_MAX] = {0};
   const uint32_t n = sim->n_nodes, more = (uint32_t)sim_random_below(&sim->random, n + 1);
   memset(chosen, 0, SIM_NODES_MAX * sizeof chosen[0]);
   for (uint32_t i = 0; i < n; i++) {

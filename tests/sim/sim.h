@@ -22,7 +22,7 @@
 #define SIM_NODES_MAX 7
 #define SIM_MS UINT64_C(1000000)
 #define SIM_US UINT64_C(1000)
-/* A run that needs more goes in circles. Reordering makes a leader send its window again: seed 2494 needs 4.5 million. */
+/* A run that needs more goes in circles. Reordering makes a leader send its window again: that may take 5 million. */
 #define SIM_EVENTS_MAX 16000000
 #define SIM_LOG_MAX 20000 /* entries; the workload stops there */
 

@@ -44,6 +44,7 @@ void node_quarantine(struct node *node, const char *text) {
   snprintf(node->quarantine, sizeof node->quarantine, "quarantined: %.700s", text);
   /* One that leads and cannot apply would keep all others from writing: it steps down, for good. */
   if (node->role == RAFT_LEADER && node->configuration.n_members > 1) node_fail(node, "%s", node->quarantine);
+  pthread_cond_broadcast(&node->epoch_condition); /* nobody else will lead a cluster of one */
   node_drain(node, NULL, 0);
   pthread_mutex_unlock(&node->mutex);
   node_log(SQLITE_CORRUPT, "node %" PRIu64 " is quarantined: %s", node->id, text);

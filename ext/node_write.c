@@ -162,7 +162,7 @@ static int acquire(void *ctx, uint64_t deadline, uint64_t *epoch) {
       error = VFS_NOT_HERE;
     else if (node->leader != 0 && node->leader != node->id)
       error = VFS_NOT_HERE;
-    else if (node->failed[0])
+    else if (node->failed[0] || (node->quarantine[0] && node->configuration.n_members == 1))
       error = VFS_IO;
     else if (os_now(node->os) >= deadline)
       error = VFS_NOBODY;

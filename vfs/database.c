@@ -19,6 +19,7 @@
 #define STOP_PAUSE (2 * OS_MS)
 
 int vfs_error_of_sqlite(int code) {
+  if (code == SQLITE_IOERR_SHMSIZE) return VFS_NO_SPACE; /* as src/os_unix.c says that a -shm cannot grow */
   switch (code & 0xff) {
   case SQLITE_OK: return VFS_OK;
   case SQLITE_FULL: return VFS_NO_SPACE;

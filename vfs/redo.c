@@ -167,7 +167,8 @@ static int finish_file(struct redo *redo) {
   sqlite3_int64 size = 0;
   sqlite3_int64 wanted = (sqlite3_int64)redo->pages * database->page_size;
   int code = database->file->pMethods->xFileSize(database->file, &size);
-  if (code == SQLITE_OK && size > wanted) code = database->file->pMethods->xTruncate(database->file, wanted);
+  /* Shorter is what a full disk left of page 1 at its making: what it lacks are zeros. */
+  if (code == SQLITE_OK && size != wanted) code = database->file->pMethods->xTruncate(database->file, wanted);
   if (code == SQLITE_OK) code = database->file->pMethods->xSync(database->file, SQLITE_SYNC_NORMAL);
   return vfs_error_of_sqlite(code);
 }

@@ -30,6 +30,10 @@ struct sim_machine {
   void (*on_crash)(void *ctx);
   void *on_crash_ctx;
   const char *phase, *skipped;
+  const char *fault_site; /* NULL: none */
+  uint64_t fault_nth, failed;
+  int fault_error;
+  bool fault_in_sync;
   struct site sites[SITES_MAX];
   size_t n_sites;
   struct traced trace[TRACE_MAX];
@@ -110,9 +114,29 @@ struct call {
   struct sim_machine *machine;
   const char *path;
   uint64_t offset, size, before;
-  bool was_down;
+  bool was_down, fails;
+  enum sim_disk_call fails_in;
   char site[SIM_MACHINE_SITE_MAX];
 };
+
+/* Of a call by its name: what of it is made to fail. */
+static enum sim_disk_call call_of(const char *name, bool in_sync) {
+  if (strcmp(name, "syncdir") == 0) return SIM_DISK_SYNC_DIRECTORY;
+  if (strcmp(name, "sync") == 0 || (strcmp(name, "dsync") == 0 && in_sync)) return SIM_DISK_SYNC;
+  if (strcmp(name, "dsync") == 0 || strcmp(name, "write") == 0 || strcmp(name, "truncate") == 0 ||
+      strcmp(name, "allocate") == 0)
+    return SIM_DISK_WRITE;
+  return SIM_DISK_NAME;
+}
+
+static void make_it_fail(struct call *call, const char *name) {
+  struct sim_machine *machine = call->machine;
+  if (machine->fault_site == NULL || strstr(call->site, machine->fault_site) == NULL) return;
+  if (machine->fault_nth == 0 || --machine->fault_nth > 0) return;
+  call->fails = true;
+  call->fails_in = call_of(name, machine->fault_in_sync);
+  sim_disk_fail_nth(machine->disk, call->fails_in, 1, machine->fault_error);
+}
 
 static void enter(struct call *call, struct os *os, const char *name, const char *path, bool is_sync) {
   struct sim_machine *machine = as_machine(os);
@@ -121,7 +145,9 @@ static void enter(struct call *call, struct os *os, const char *name, const char
   site_of(machine, name, path, call->site);
   call->was_down = sim_disk_is_down(machine->disk);
   call->before = sim_disk_calls(machine->disk);
-  if (!is_sync || call->was_down) return;
+  if (call->was_down) return;
+  make_it_fail(call, name);
+  if (!is_sync) return;
   count_sync(machine, call->site);
   if (machine->skipped && strcmp(machine->skipped, call->site) == 0) sim_disk_set_lying(machine->disk, true);
 }
@@ -129,6 +155,10 @@ static void enter(struct call *call, struct os *os, const char *name, const char
 static int leave(struct call *call, int result) {
   struct sim_machine *machine = call->machine;
   sim_disk_set_lying(machine->disk, false);
+  if (call->fails) {
+    sim_disk_fail_nth(machine->disk, call->fails_in, 0, 0); /* an open that made nothing could not fail */
+    machine->failed += result != 0;
+  }
   uint64_t number = sim_disk_calls(machine->disk);
   if (number != call->before) {
     struct traced *traced = &machine->trace[machine->n_traced++ % TRACE_MAX];
@@ -469,6 +499,22 @@ void sim_machine_fail_nth(struct sim_machine *machine, enum sim_disk_call call, 
   pthread_mutex_lock(&machine->mutex);
   sim_disk_fail_nth(machine->disk, call, nth, error);
   pthread_mutex_unlock(&machine->mutex);
+}
+
+void sim_machine_fail_site(struct sim_machine *machine, const char *part, uint64_t nth, int error, bool in_sync) {
+  pthread_mutex_lock(&machine->mutex);
+  machine->fault_site = part;
+  machine->fault_nth = nth;
+  machine->fault_error = error;
+  machine->fault_in_sync = in_sync;
+  pthread_mutex_unlock(&machine->mutex);
+}
+
+uint64_t sim_machine_failed(struct sim_machine *machine) {
+  pthread_mutex_lock(&machine->mutex);
+  uint64_t failed = machine->failed;
+  pthread_mutex_unlock(&machine->mutex);
+  return failed;
 }
 
 void sim_machine_set_room(struct sim_machine *machine, uint64_t bytes) {

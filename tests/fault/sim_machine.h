@@ -35,6 +35,13 @@ bool sim_machine_is_down(struct sim_machine *machine);
 void sim_machine_restart(struct sim_machine *machine);
 uint64_t sim_machine_calls(struct sim_machine *machine);
 void sim_machine_fail_nth(struct sim_machine *machine, enum sim_disk_call call, uint64_t nth, int error);
+/*
+** The nth call from now on at a site whose name has `part` in it fails once with `error` (of an O_DSYNC write: its sync, if
+** `in_sync`). A string that lives as long; NULL: none.
+*/
+void sim_machine_fail_site(struct sim_machine *machine, const char *part, uint64_t nth, int error, bool in_sync);
+/* How many such calls have failed. */
+uint64_t sim_machine_failed(struct sim_machine *machine);
 /* No more than `bytes` above what the disk holds now; UINT64_MAX: no limit. */
 void sim_machine_set_room(struct sim_machine *machine, uint64_t bytes);
 

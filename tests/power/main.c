@@ -101,6 +101,9 @@ static void print_counters(const struct power_counters *c) {
   printf("%" PRIu64 " lives: %" PRIu64 " crashes in start, %" PRIu64 " in run, %" PRIu64 " in stop (%" PRIu64
          " by kill); %" PRIu64 " stops in order\n",
          c->lives, c->crashes_in_start, c->crashes_in_run, c->crashes_in_stop, c->kills, c->stops);
+  printf("%" PRIu64 " lives with errors (%" PRIu64 " at chosen sites), %" PRIu64 " with a full disk; %" PRIu64
+         " starts refused\n",
+         c->faulty, c->injected, c->full, c->refused);
   printf("%" PRIu64 " transactions: %" PRIu64 " acknowledged, %" PRIu64 " unknown, %" PRIu64 " lost; %" PRIu64
          " rolled back, %" PRIu64 " vacuums, %" PRIu64 " snapshots, %" PRIu64 " whole reads; %" PRIu64
          " calls that change the disk\n",

@@ -1,5 +1,6 @@
 #include "power.h"
 
+#include <errno.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,6 +14,10 @@
 #define STOP_MAX (5 * OS_SECOND)
 #define SETTLE_TRIES_MAX 400
 #define OPEN_TRIES_MAX 3
+#define COMMIT_MS 10000 /* longer than anything takes that goes well */
+#define COMMIT_MS_FAULTY 250
+#define FAULTS_MAX 3
+#define FULL_MAX (10 * OS_SECOND) /* until a node goes on after its disk has room again */
 
 /* ---- Telling ---- */
 
@@ -141,6 +146,47 @@ static enum sim_disk_crash draw_kind(struct power *power) {
   return chance(power, 850) ? SIM_DISK_POWER_LOSS : SIM_DISK_KILL;
 }
 
+/* ---- Errors ---- */
+
+static void inject_error(struct power *power) {
+  static const char *const sites[] = {"balsa/log",  "balsa/log/#",    "balsa/log/next", "balsa/log/base",
+                                      "balsa/vote", "balsa/database", "app.db ",        "app.db-wal",
+                                      "app.db-shm", "balsa/options",  "snapshots",      "syncdir",
+                                      "sync"};
+  int error = chance(power, 700) ? -EIO : -ENOSPC;
+  if (chance(power, 700)) {
+    const char *site = sites[below(power, sizeof sites / sizeof *sites)];
+    uint64_t nth = draw_call(power, 5);
+    tell(power, "the call %" PRIu64 " from now at '%s' fails: %s", nth, site, strerror(-error));
+    sim_machine_fail_site(power->machine, site, nth, error, chance(power, 500));
+    return;
+  }
+  enum sim_disk_call call = (enum sim_disk_call)below(power, SIM_DISK_CALLS);
+  sim_machine_fail_nth(power->machine, call, draw_call(power, 7), call == SIM_DISK_READ ? -EIO : error);
+}
+
+static void draw_faults(struct power *power) {
+  atomic_store(&power->has_faults, chance(power, 300));
+  power->is_full = atomic_load(&power->has_faults) && chance(power, 300);
+  if (!atomic_load(&power->has_faults)) return;
+  if (power->is_full) {
+    uint64_t room = below(power, UINT64_C(1) << (8 + below(power, 11)));
+    tell(power, "the disk has room for %" PRIu64 " bytes", room);
+    sim_machine_set_room(power->machine, room);
+    power_count(power, &power->counters.full);
+    return;
+  }
+  power_count(power, &power->counters.faulty);
+  for (uint64_t i = 1 + below(power, FAULTS_MAX); i > 0; i--) inject_error(power);
+}
+
+static void end_faults(struct power *power) {
+  sim_machine_set_room(power->machine, UINT64_MAX);
+  sim_machine_fail_site(power->machine, NULL, 0, 0, false);
+  for (int call = 0; call < SIM_DISK_CALLS; call++)
+    sim_machine_fail_nth(power->machine, (enum sim_disk_call)call, 0, 0);
+}
+
 /* ---- Connections ---- */
 
 static sqlite3 *connect(struct power *power, int *code) {
@@ -148,9 +194,9 @@ static sqlite3 *connect(struct power *power, int *code) {
   char uri[512];
   snprintf(uri, sizeof uri,
            "file:%s?vfs=balsa&page_size=%u&auto_vacuum=%u&snapshot_threshold=%" PRIu64 "&log_tail=%" PRIu64
-           "&commit_timeout=10000",
+           "&commit_timeout=%d",
            POWER_PATH, power->plan.page_size, power->plan.auto_vacuum, power->plan.snapshot_threshold,
-           power->plan.log_tail);
+           power->plan.log_tail, atomic_load(&power->has_faults) ? COMMIT_MS_FAULTY : COMMIT_MS);
   *code = sqlite3_open_v2(uri, &db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_URI, NULL);
   if (*code == SQLITE_OK) {
     workload_set_up_connection(power, db);
@@ -202,7 +248,8 @@ static int take_text(void *out, int n, char **values, char **names) {
 static void check_integrity(struct power *power, sqlite3 *db) {
   char text[POWER_TEXT_MAX] = "";
   int code = sqlite3_exec(db, "PRAGMA integrity_check(1)", take_text, text, NULL);
-  if (power_is_over(power)) return;
+  if (power_is_over(power) || atomic_load(&power->has_faults))
+    return; /* it tells of a failed read as of a wrong page */
   if (code != SQLITE_OK)
     power_fail(power, "integrity_check fails: %d %s", code, sqlite3_errmsg(db));
   else if (strcmp(text, "ok") != 0)
@@ -231,7 +278,7 @@ static void check_state(struct power *power, sqlite3 *db) {
   uint64_t number = 0, digest = 0;
   char text[POWER_TEXT_MAX];
   int code = digest_content(db, &number, &digest);
-  if (power_is_over(power)) return;
+  if (power_is_over(power) || (code != SQLITE_OK && atomic_load(&power->has_faults))) return;
   if (code != SQLITE_OK) {
     power_fail(power, "the database cannot be read: %d %s", code, sqlite3_errmsg(db));
   } else if (!history_sees(&power->history, number, digest, true, text)) {
@@ -337,25 +384,37 @@ static sqlite3 *start(struct power *power, bool is_first) {
     if (db) return db;
     if (power_is_over(power)) return NULL;
     const char *text = vfs_open_error();
-    if (!atomic_load(&power->has_faults) || !text[0]) {
+    bool is_told = text[0] || (code & 0xff) == SQLITE_IOERR; /* SQLite's own reading of the header */
+    if (!atomic_load(&power->has_faults) || !is_told) {
       power_fail(power, "the database cannot be opened: %d %s", code, text);
       return NULL;
     }
     tell(power, "open refused: %s", text);
-    /* The fault was one; by the second try it is over. */
-    sim_machine_set_room(power->machine, UINT64_MAX);
-    for (int call = 0; call < SIM_DISK_CALLS; call++)
-      sim_machine_fail_nth(power->machine, (enum sim_disk_call)call, 0, 0);
+    power_count(power, &power->counters.refused);
+    end_faults(power);
   }
   power_fail(power, "the database cannot be opened, though the fault is over: %s", vfs_open_error());
   return NULL;
 }
 
+/* A disk that has room again needs nobody's help. */
+static void check_room_again(struct power *power, sqlite3 *db) {
+  uint64_t deadline = os_now(os_real()) + FULL_MAX;
+  end_faults(power);
+  while (!power_is_over(power) && (!workload_prepare(power, db) || !workload_small(power, db))) {
+    if (os_now(os_real()) < deadline) continue;
+    power_fail(power, "the disk has had room for %d s, and still: %s (%s)", (int)(FULL_MAX / OS_SECOND),
+               sqlite3_errmsg(db), vfs_connection_error(vfs_connection_find(db, NULL)));
+  }
+}
+
 static void live(struct power *power, bool is_first) {
   bool crashes_early = chance(power, is_first ? 150 : 350), stops = chance(power, 200);
   enum sim_disk_crash kind = draw_kind(power);
+  uint64_t failed_before = sim_machine_failed(power->machine);
   if (kind == SIM_DISK_KILL) power_count(power, &power->counters.kills);
   if (crashes_early) sim_machine_crash_at(power->machine, draw_call(power, 6), kind);
+  draw_faults(power);
   sqlite3 *db = start(power, is_first);
   if (db) {
     check_start(power, db);
@@ -363,12 +422,15 @@ static void live(struct power *power, bool is_first) {
     if (!power_is_over(power)) workload_prepare(power, db);
     if (!crashes_early && !stops) sim_machine_crash_at(power->machine, draw_call(power, 9), kind);
     if (!power_is_over(power)) work(power, db);
+    if (!power_is_over(power) && power->is_full) check_room_again(power, db);
     if (!power_is_over(power) && stops) {
       if (chance(power, 600)) sim_machine_crash_at(power->machine, draw_call(power, 5), kind);
-      stop_in_order(power, db, true);
+      stop_in_order(power, db, !atomic_load(&power->has_faults));
     }
   }
   if (power->has_failed) return;
+  power->counters.injected += sim_machine_failed(power->machine) - failed_before;
+  end_faults(power);
   if (!power_is_over(power)) sim_machine_crash(power->machine, kind);
   end_crashed(power, db);
 }
@@ -402,6 +464,7 @@ static void check_plain(struct power *power) {
 
 /* The last life goes without faults, and all must be well. */
 static void live_well(struct power *power) {
+  atomic_store(&power->has_faults, false);
   sqlite3 *db = start(power, false);
   if (db) check_start(power, db);
   if (db && !power_is_over(power)) {

@@ -75,9 +75,9 @@ struct plan {
 };
 
 struct power_counters {
-  uint64_t lives, crashes_in_start, crashes_in_run, crashes_in_stop, kills, stops, injected, no_space;
-  uint64_t transactions, acknowledged, unknown, lost, survived_unknown, rolled_back, vacuums, snapshots, reads;
-  uint64_t calls, checkpoints, compactions;
+  uint64_t lives, crashes_in_start, crashes_in_run, crashes_in_stop, kills, stops, faulty, injected, full, refused;
+  uint64_t transactions, acknowledged, unknown, lost, rolled_back, vacuums, snapshots, reads;
+  uint64_t calls;
 };
 
 struct power {
@@ -91,6 +91,7 @@ struct power {
   const char *skipped; /* syncs of this site do nothing; NULL: all work */
   bool is_verbose;
   atomic_bool has_faults; /* errors are injected: statements may fail */
+  bool is_full;           /* what is injected is a full disk, and nothing else */
 
   /* Who stops the node when the machine goes down. */
   pthread_mutex_t mutex;
@@ -115,8 +116,8 @@ bool power_is_over(struct power *power);
 
 /* ---- workload.c ---- */
 
-/* The first connection's set-up, in a transaction of its own. */
-void workload_prepare(struct power *power, sqlite3 *db);
+/* The first transaction of all, if it was not made yet. false: it could not be. */
+bool workload_prepare(struct power *power, sqlite3 *db);
 /* Random transactions on one connection, until there were `n` or the machine is down. */
 void workload_run(struct power *power, sqlite3 *db, struct sim_random *random, unsigned n);
 /* One transaction that only counts. true: acknowledged. */

@@ -7,6 +7,9 @@
 #define TABLES 4
 #define STEPS_MAX 6 /* of a transaction */
 #define SAVEPOINTS_MAX 3
+#define BUSY_MS 10000
+#define BUSY_MS_FAULTY 100
+#define FAILURES_MAX 6 /* in a row: the node has given up */
 
 /* One connection's work. */
 struct worker {
@@ -147,6 +150,10 @@ static bool commit(struct worker *worker, size_t place) {
     history_end(&power->history, place, FATE_LOST, NULL);
     power_count(power, &power->counters.lost);
   }
+  bool is_ours = extended == BALSA_IOERR_UNKNOWN || extended == BALSA_IOERR_LOST || extended == SQLITE_ABORT_ROLLBACK ||
+                 extended == SQLITE_BUSY_SNAPSHOT;
+  if (!power_is_over(power) && is_ours && !vfs_connection_error(vfs_connection_find(worker->db, NULL))[0])
+    power_fail(power, "COMMIT fails with %d and no sentence", extended);
   if (!power_is_over(power) && !atomic_load(&power->has_faults))
     power_fail(power, "COMMIT failed though nothing did: %d %s", extended, sqlite3_errmsg(worker->db));
   if (!sqlite3_get_autocommit(worker->db)) run(worker, "ROLLBACK");
@@ -219,19 +226,18 @@ void workload_set_up_connection(struct power *power, sqlite3 *db) {
   snprintf(sql, sizeof sql, "PRAGMA cache_size=%u; PRAGMA cache_spill=%u", power->plan.cache_pages,
            power->plan.cache_pages / 2 + 1);
   sqlite3_exec(db, sql, NULL, NULL, NULL);
-  sqlite3_busy_timeout(db, 10000);
+  sqlite3_busy_timeout(db, atomic_load(&power->has_faults) ? BUSY_MS_FAULTY : BUSY_MS);
 }
 
-void workload_prepare(struct power *power, sqlite3 *db) {
+bool workload_prepare(struct power *power, sqlite3 *db) {
   struct worker worker = {.power = power, .db = db, .random = &power->random};
   uint64_t number = 0, digest = 0;
-  if (ask(&worker, "SELECT count(*) FROM sqlite_schema WHERE name='journal'") > 0) return;
+  if (ask(&worker, "SELECT count(*) FROM sqlite_schema WHERE name='journal'") > 0) return true;
   int code = run(&worker, "BEGIN IMMEDIATE; CREATE TABLE journal(number); INSERT INTO journal VALUES(1)");
   if (code == SQLITE_OK) code = digest_content(db, &number, &digest);
-  if (code == SQLITE_OK)
-    commit(&worker, history_begin(&power->history, number, digest));
-  else
-    give_up(&worker, code);
+  if (code == SQLITE_OK) return commit(&worker, history_begin(&power->history, number, digest));
+  give_up(&worker, code);
+  return false;
 }
 
 bool workload_small(struct power *power, sqlite3 *db) {
@@ -241,7 +247,8 @@ bool workload_small(struct power *power, sqlite3 *db) {
 
 void workload_run(struct power *power, sqlite3 *db, struct sim_random *random, unsigned n) {
   struct worker worker = {.power = power, .db = db, .random = random};
-  for (unsigned i = 0; i < n && !power_is_over(power); i++) {
+  unsigned failures = 0;
+  for (unsigned i = 0; i < n && failures < FAILURES_MAX && !power_is_over(power); i++) {
     uint64_t kind = below(&worker, 100);
     if (kind < 4)
       maintain(&worker, "VACUUM", &power->counters.vacuums);
@@ -252,6 +259,6 @@ void workload_run(struct power *power, sqlite3 *db, struct sim_random *random, u
     else if (kind < 18)
       read_all(&worker);
     else
-      transaction(&worker, 1 + (unsigned)below(&worker, STEPS_MAX));
+      failures = transaction(&worker, 1 + (unsigned)below(&worker, STEPS_MAX)) ? 0 : failures + 1;
   }
 }

@@ -500,7 +500,8 @@ void vfs_database_stop(struct vfs_database *database, uint64_t deadline) {
 void vfs_database_close(struct vfs_database *database) {
   vfs_wal_close(database->wal);
   vfs_close_base(&database->wal_file);
-  if (database->file && atomic_load(&database->ready)) database->file->pMethods->xShmUnmap(database->file, 0);
+  /* Also after a start that failed: what a handle leaves mapped, the unix VFS keeps for all that come after it. */
+  if (database->file) database->file->pMethods->xShmUnmap(database->file, 0);
   vfs_close_base(&database->file);
   if (database->marks_file) slot_file_close(database->marks_file);
   vfs_ownership_release(database->ownership);

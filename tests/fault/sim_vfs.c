@@ -390,7 +390,7 @@ static int sim_shm_unmap(sqlite3_file *file, int delete_it) {
 static int sim_close(sqlite3_file *file) {
   struct sim_handle *handle = as_handle(file);
   struct shared *shared = handle->shared;
-  sim_shm_unmap(file, 0);
+  assert(!handle->has_shm); /* as unixClose asserts: whoever maps must unmap */
   sim_unlock(file, SQLITE_LOCK_NONE);
   if (shared) {
     pthread_mutex_lock(&sim.mutex);

@@ -160,12 +160,22 @@ static bool commit(struct worker *worker, size_t place) {
   return false;
 }
 
+/* What the node says of itself. */
+static const char *trouble(struct worker *worker, char text[VFS_TEXT_MAX]) {
+  struct vfs_connection *connection = vfs_connection_find(worker->db, NULL);
+  snprintf(text, VFS_TEXT_MAX, "%s", vfs_connection_error(connection));
+  if (!text[0]) node_trouble(node_of_connection(connection), text);
+  return text;
+}
+
 /* A statement other than COMMIT failed: the transaction never was. */
 static void give_up(struct worker *worker, int code) {
   struct power *power = worker->power;
+  char text[VFS_TEXT_MAX];
   int extended = sqlite3_extended_errcode(worker->db);
   if (!power_is_over(power) && !atomic_load(&power->has_faults) && code != SQLITE_BUSY)
-    power_fail(power, "a statement failed though nothing did: %d %s", extended, sqlite3_errmsg(worker->db));
+    power_fail(power, "a statement failed though nothing did: %d %s (%s)", extended, sqlite3_errmsg(worker->db),
+               trouble(worker, text));
   if (!sqlite3_get_autocommit(worker->db)) run(worker, "ROLLBACK");
   power_count(power, &power->counters.rolled_back);
 }
@@ -236,6 +246,8 @@ bool workload_prepare(struct power *power, sqlite3 *db) {
   int code = run(&worker, "BEGIN IMMEDIATE; CREATE TABLE journal(number); INSERT INTO journal VALUES(1)");
   if (code == SQLITE_OK) code = digest_content(db, &number, &digest);
   if (code == SQLITE_OK) return commit(&worker, history_begin(&power->history, number, digest));
+  if (!power_is_over(power) && !atomic_load(&power->has_faults))
+    power_fail(power, "the first transaction cannot be made: %d %s", code, sqlite3_errmsg(db));
   give_up(&worker, code);
   return false;
 }

@@ -211,6 +211,21 @@ endef
 $(foreach mutant,$(MUTANTS),$(eval $(call MUTANT,$(mutant))))
 MUTANT_PROGRAMS := $(MUTANTS:%=$(OUT)/tests/sim-%)
 
+# Known-bad variants of the node, each of which the loss of power must find: where the sources name them.
+NODE_MUTANTS := REDO_SHORT CUT_ACKNOWLEDGED COMPACT_BEYOND_CHECKPOINT
+define NODE_MUTANT
+$(OUT)/node-mutant-objects/$(1)/%.o: %.c $(OUT)/flags
+	@mkdir -p $$(@D)
+	$(Q)$(CC) $(CORE_CFLAGS) -DBALSA_MUTANT_$(1) -MMD -MP -c -o $$@ $$<
+$(OUT)/tests/power-$(1): $(patsubst %.c,$(OUT)/node-mutant-objects/$(1)/%.o,$(shell grep -l BALSA_MUTANT_$(1) $(SOURCES))) \
+  $(POWER_OBJECTS) $(FAULT_OBJECTS) $(OUT)/libbalsa.a
+	$(call say,LD,$$@)
+	@mkdir -p $$(@D)
+	$(Q)$$(TEST_LINK)
+endef
+$(foreach mutant,$(NODE_MUTANTS),$(eval $(call NODE_MUTANT,$(mutant))))
+NODE_MUTANT_PROGRAMS := $(NODE_MUTANTS:%=$(OUT)/tests/power-%)
+
 .SECONDARY:
 
 # ---- Running tests ----

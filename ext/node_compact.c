@@ -70,7 +70,11 @@ static uint64_t pinned(struct node *node, size_t i, const struct raft_member_sta
 
 /* mutex held. */
 static uint64_t compaction_limit(struct node *node, const struct vfs_status *database) {
+#ifdef BALSA_MUTANT_COMPACT_BEYOND_CHECKPOINT
+  uint64_t limit = node->commit_index;
+#else
   uint64_t limit = min(node->snapshot_index, database->checkpointed);
+#endif
   uint64_t size = (uint64_t)database->pages * database->page_size;
   uint64_t patience = PIN_SNAPSHOTS *
                       (size > node->options.snapshot_threshold ? size : node->options.snapshot_threshold);

@@ -34,6 +34,10 @@ struct sim_machine {
   uint64_t fault_nth, failed;
   int fault_error;
   bool fault_in_sync;
+  const char *stall_site; /* NULL: none */
+  uint32_t stall_permille, stall_ms;
+  uint64_t stall_random;
+  pthread_cond_t went_down;
   struct site sites[SITES_MAX];
   size_t n_sites;
   struct traced trace[TRACE_MAX];
@@ -138,11 +142,22 @@ static void make_it_fail(struct call *call, const char *name) {
   sim_disk_fail_nth(machine->disk, call->fails_in, 1, machine->fault_error);
 }
 
+/* mutex held, given up meanwhile. Others go on. */
+static void stall(struct sim_machine *machine, const char *site) {
+  if (machine->stall_site == NULL || strstr(site, machine->stall_site) == NULL) return;
+  machine->stall_random = machine->stall_random * UINT64_C(6364136223846793005) + 1442695040888963407u;
+  if ((machine->stall_random >> 33) % 1000 >= machine->stall_permille) return;
+  uint64_t until = os_now(machine->below) + machine->stall_ms * OS_MS;
+  while (!sim_disk_is_down(machine->disk) && os_now(machine->below) < until)
+    os_condition_wait(machine->below, &machine->went_down, &machine->mutex, until);
+}
+
 static void enter(struct call *call, struct os *os, const char *name, const char *path, bool is_sync) {
   struct sim_machine *machine = as_machine(os);
   *call = (struct call){.machine = machine, .path = path};
   pthread_mutex_lock(&machine->mutex);
   site_of(machine, name, path, call->site);
+  stall(machine, call->site);
   call->was_down = sim_disk_is_down(machine->disk);
   call->before = sim_disk_calls(machine->disk);
   if (call->was_down) return;
@@ -170,6 +185,7 @@ static int leave(struct call *call, int result) {
              call->path + (length < TRACE_PATH_MAX ? 0 : length - TRACE_PATH_MAX + 1));
   }
   bool struck = !call->was_down && sim_disk_is_down(machine->disk);
+  if (struck) pthread_cond_broadcast(&machine->went_down);
   pthread_mutex_unlock(&machine->mutex);
   if (struck && machine->on_crash) machine->on_crash(machine->on_crash_ctx);
   return result;
@@ -439,12 +455,14 @@ struct sim_machine *sim_machine_new(uint64_t seed, struct os *below) {
   machine->phase = "";
   machine->disk = sim_disk_new(seed);
   pthread_mutex_init(&machine->mutex, NULL);
+  os_condition_init(&machine->went_down);
   return machine;
 }
 
 void sim_machine_free(struct sim_machine *machine) {
   sim_disk_free(machine->disk);
   pthread_mutex_destroy(&machine->mutex);
+  pthread_cond_destroy(&machine->went_down);
   free(machine);
 }
 
@@ -471,6 +489,7 @@ void sim_machine_crash(struct sim_machine *machine, enum sim_disk_crash kind) {
   pthread_mutex_lock(&machine->mutex);
   bool was_down = sim_disk_is_down(machine->disk);
   sim_disk_crash(machine->disk, kind);
+  pthread_cond_broadcast(&machine->went_down);
   pthread_mutex_unlock(&machine->mutex);
   if (!was_down && machine->on_crash) machine->on_crash(machine->on_crash_ctx);
 }
@@ -507,6 +526,14 @@ void sim_machine_fail_site(struct sim_machine *machine, const char *part, uint64
   machine->fault_nth = nth;
   machine->fault_error = error;
   machine->fault_in_sync = in_sync;
+  pthread_mutex_unlock(&machine->mutex);
+}
+
+void sim_machine_stall(struct sim_machine *machine, const char *part, uint32_t permille, uint32_t ms) {
+  pthread_mutex_lock(&machine->mutex);
+  machine->stall_site = part;
+  machine->stall_permille = permille;
+  machine->stall_ms = ms;
   pthread_mutex_unlock(&machine->mutex);
 }
 

@@ -42,6 +42,8 @@ void sim_machine_fail_nth(struct sim_machine *machine, enum sim_disk_call call, 
 void sim_machine_fail_site(struct sim_machine *machine, const char *part, uint64_t nth, int error, bool in_sync);
 /* How many such calls have failed. */
 uint64_t sim_machine_failed(struct sim_machine *machine);
+/* Of the calls at such sites, `permille` take `ms` before they begin, or until the machine goes down. */
+void sim_machine_stall(struct sim_machine *machine, const char *part, uint32_t permille, uint32_t ms);
 /* No more than `bytes` above what the disk holds now; UINT64_MAX: no limit. */
 void sim_machine_set_room(struct sim_machine *machine, uint64_t bytes);
 

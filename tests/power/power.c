@@ -187,6 +187,14 @@ static void end_faults(struct power *power) {
     sim_machine_fail_nth(power->machine, (enum sim_disk_call)call, 0, 0);
 }
 
+/* Some calls take longer than others: what runs beside them gets further than usual. */
+static void draw_stalls(struct power *power) {
+  static const char *const sites[] = {"dsync balsa/log/#", "dsync balsa/log/#", "app.db ", "balsa/database",
+                                      "snapshots"};
+  const char *site = chance(power, 250) ? sites[below(power, sizeof sites / sizeof *sites)] : NULL;
+  sim_machine_stall(power->machine, site, 50 + (uint32_t)below(power, 250), 1 + (uint32_t)below(power, 4));
+}
+
 /* ---- Connections ---- */
 
 static sqlite3 *connect(struct power *power, int *code) {
@@ -288,9 +296,18 @@ static void check_state(struct power *power, sqlite3 *db) {
   }
 }
 
+/* Nobody but the node has written to the file: it must never take it for another's. */
+static void check_nothing_aside(struct power *power) {
+  uint64_t size;
+  uint8_t *copy = sim_machine_copy(power->machine, POWER_PATH ".changed-1", &size);
+  if (copy && !power_is_over(power)) power_fail(power, "the node took its own file for one that others changed");
+  free(copy);
+}
+
 static void check_start(struct power *power, sqlite3 *db) {
   struct node_status status;
   node_get_status(node_of(db), &status);
+  check_nothing_aside(power);
   check_state(power, db);
   if (!power_is_over(power) && status.has_checksum) check_file(power, status.checksum);
   check_integrity(power, db);
@@ -415,6 +432,7 @@ static void live(struct power *power, bool is_first) {
   if (kind == SIM_DISK_KILL) power_count(power, &power->counters.kills);
   if (crashes_early) sim_machine_crash_at(power->machine, draw_call(power, 6), kind);
   draw_faults(power);
+  draw_stalls(power);
   sqlite3 *db = start(power, is_first);
   if (db) {
     check_start(power, db);
@@ -464,6 +482,7 @@ static void check_plain(struct power *power) {
 
 /* The last life goes without faults, and all must be well. */
 static void live_well(struct power *power) {
+  sim_machine_stall(power->machine, NULL, 0, 0);
   atomic_store(&power->has_faults, false);
   sqlite3 *db = start(power, false);
   if (db) check_start(power, db);

@@ -74,6 +74,19 @@ static void real_random(struct os *os, void *bytes, size_t size) {
   }
 }
 
+/* As Linux has it: a UUID in text. */
+static uint64_t real_boot(struct os *os) {
+  char text[64] = "";
+  uint64_t boot = UINT64_C(0xcbf29ce484222325); /* FNV-1a */
+  (void)os;
+  FILE *file = fopen("/proc/sys/kernel/random/boot_id", "re");
+  if (file == NULL) return 0;
+  if (fgets(text, sizeof text, file) == NULL) text[0] = 0;
+  fclose(file);
+  for (const char *at = text; *at; at++) boot = (boot ^ (uint8_t)*at) * UINT64_C(0x100000001b3);
+  return text[0] ? boot : 0;
+}
+
 /* ---- Files ---- */
 
 static int open_descriptor(const char *path, int mode, int *descriptor) {
@@ -482,6 +495,7 @@ struct os *os_real(void) {
   static const struct os_methods methods = {
       .now = real_now,
       .random = real_random,
+      .boot = real_boot,
       .open = real_open,
       .close = real_close,
       .read = real_read,
@@ -518,6 +532,10 @@ uint64_t os_now(struct os *os) {
 
 void os_random(struct os *os, void *bytes, size_t size) {
   os->methods->random(os, bytes, size);
+}
+
+uint64_t os_boot(struct os *os) {
+  return os->methods->boot(os);
 }
 
 int os_open(struct os *os, const char *path, int flags, struct os_file **file) {

@@ -50,6 +50,7 @@ enum os_lock { OS_UNLOCK, OS_LOCK_SHARED, OS_LOCK_EXCLUSIVE };
 struct os_methods {
   uint64_t (*now)(struct os *os);
   void (*random)(struct os *os, void *bytes, size_t size);
+  uint64_t (*boot)(struct os *os);
   int (*open)(struct os *os, const char *path, int flags, struct os_file **file);
   void (*close)(struct os_file *file);
   int64_t (*read)(struct os_file *file, void *bytes, size_t size, uint64_t offset);
@@ -94,6 +95,9 @@ uint64_t os_now(struct os *os);
 
 /* Fills `bytes` with `size` unpredictable bytes (getrandom). Cannot fail. */
 void os_random(struct os *os, void *bytes, size_t size);
+
+/* This run of the machine: another number after it went down. 0: it does not tell. */
+uint64_t os_boot(struct os *os);
 
 /* Opens `path`; *file is the caller's to os_close. `flags` are enum os_open_flags. */
 int os_open(struct os *os, const char *path, int flags, struct os_file **file);

@@ -359,7 +359,7 @@ int vfs_database_mark(struct vfs_database *database, uint64_t index, char *text)
       .page_size = database->page_size,
       .pages = (uint32_t)(size / database->page_size),
   };
-  os_random(database->os, &marks.nonce, sizeof marks.nonce);
+  vfs_draw_nonce(database, &marks);
   int error = code == SQLITE_OK ? vfs_write_marks(database, &marks) : vfs_error_of_sqlite(code);
   if (error) snprintf(text, VFS_TEXT_MAX, "%s: %s", database->folder, vfs_error_text(error));
   return error;
@@ -419,7 +419,7 @@ int vfs_database_create(struct vfs_database *database, uint32_t page_size, uint3
   vfs_first_page(database->after, page_size, auto_vacuum);
   struct vfs_marks marks = {
       .pages = 1, .page_size = page_size, .checksum = vfs_page_hash(1, database->after, page_size)};
-  os_random(database->os, &marks.nonce, sizeof marks.nonce);
+  vfs_draw_nonce(database, &marks);
   error = vfs_write_marks(database, &marks); /* before the page: a file with content and no marks is somebody else's */
   int code = SQLITE_OK;
   if (!error) code = database->file->pMethods->xWrite(database->file, database->after, (int)page_size, 0);

@@ -233,6 +233,8 @@ enum vfs_trust {
 };
 /* With the files locked, before -wal and -shm are touched. */
 enum vfs_trust vfs_trust(struct vfs_database *database);
+/* For the wal-index that is made next; the marks are to be written. */
+void vfs_draw_nonce(struct vfs_database *database, struct vfs_marks *marks);
 /* What the trust rests on: after every change of the wal-index's header or nBackfill; the facts of a stop in order. */
 void vfs_refresh_nonce(struct vfs_database *database);
 void vfs_stat_file(struct vfs_database *database, struct vfs_marks *marks);

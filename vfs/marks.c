@@ -4,7 +4,7 @@
 
 #include "../ext/bytes.h"
 
-#define MARKS_SIZE 80
+#define MARKS_SIZE 88
 #define MARKS_VERSION 1
 #define MARKS_STOPPED_IN_ORDER 1u
 #define MARKS_REBUILDING 2u
@@ -35,6 +35,7 @@ int vfs_marks_open(struct os *os, const char *path, struct vfs_marks *marks, boo
       .size_bytes = le64_get(bytes + 56),
       .mtime_ns = le64_get(bytes + 64),
       .inode = le64_get(bytes + 72),
+      .boot = le64_get(bytes + 80),
   };
   return 0;
 }
@@ -54,5 +55,6 @@ int vfs_marks_write(struct slot_file *file, const struct vfs_marks *marks) {
   le64_put(bytes + 56, marks->size_bytes);
   le64_put(bytes + 64, marks->mtime_ns);
   le64_put(bytes + 72, marks->inode);
+  le64_put(bytes + 80, marks->boot);
   return slot_file_write(file, bytes, sizeof bytes);
 }

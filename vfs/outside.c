@@ -6,8 +6,10 @@
 ** After a kill the wal-index tells, by a nonce in bytes that SQLite leaves alone (wal.c): it belongs to the marks and to
 ** the last header that this node published or captured, so that a commit, a checkpoint or a restart of the WAL by somebody else
 ** shows. Whoever opens the files first after a kill truncates the wal-index and makes it again [unixLockSharedMemory,
-** walIndexRecover]; whoever closes them last removes it with the WAL. A power loss leaves it empty or without a valid header:
-** its name is durable from the start on, its content never.
+** walIndexRecover]; whoever closes them last removes it with the WAL.
+**
+** A power loss leaves of it what was on the disk by then, which says nothing: its name is durable from the start on, its
+** content never. But whoever opened it afterwards has made it anew, without a nonce.
 **
 ** Somebody who has had the files open may have committed to the WAL, or checkpointed into the file what this node had not
 ** made durable. What such a program would see now is compared with every state in the log. If it is none of them, both
@@ -42,6 +44,25 @@ void vfs_refresh_nonce(struct vfs_database *database) {
   pthread_mutex_unlock(&database->mutex);
 }
 
+void vfs_draw_nonce(struct vfs_database *database, struct vfs_marks *marks) {
+  do os_random(database->os, &marks->nonce, sizeof marks->nonce);
+  while (marks->nonce == 0);
+  marks->boot = os_boot(database->os);
+}
+
+/* The -shm is not as this node left it. */
+static enum vfs_trust who_was_it(const struct vfs_database *database, uint64_t nonce) {
+  bool went_down = database->marks.boot != os_boot(database->os);
+  return went_down && nonce != 0 ? VFS_TRUST_UNKNOWN : VFS_TRUST_OPENED;
+}
+
+/* A crash at the making of page 1 leaves less of it, before there is a -shm. */
+static bool is_begun(struct vfs_database *database) {
+  sqlite3_int64 size = 0;
+  return database->file->pMethods->xFileSize(database->file, &size) == SQLITE_OK &&
+         size >= (sqlite3_int64)database->page_size;
+}
+
 /* Reads the -shm as the last node left it. Offsets: WalIndexHdr and WalCkptInfo, top of wal.c. */
 static enum vfs_trust trust_in_shm(struct vfs_database *database) {
   char path[OS_PATH_MAX];
@@ -49,11 +70,11 @@ static enum vfs_trust trust_in_shm(struct vfs_database *database) {
   struct vfs_wal_header header;
   struct os_file *file = NULL;
   snprintf(path, sizeof path, "%s-shm", database->path);
-  if (os_open(database->os, path, OS_OPEN_READ, &file) != 0) return VFS_TRUST_OPENED;
+  if (os_open(database->os, path, OS_OPEN_READ, &file) != 0)
+    return is_begun(database) ? VFS_TRUST_OPENED : VFS_TRUST_UNKNOWN;
   int64_t n = os_read(file, bytes, sizeof bytes, 0);
   os_close(file);
-  if (n <= 0) return VFS_TRUST_UNKNOWN;
-  if (n != (int64_t)sizeof bytes) return VFS_TRUST_OPENED;
+  if (n != (int64_t)sizeof bytes) return n <= 0 ? VFS_TRUST_UNKNOWN : who_was_it(database, UINT64_MAX);
   uint32_t backfilled, attempted;
   uint64_t nonce;
   memcpy(&header, bytes, sizeof header);
@@ -62,7 +83,7 @@ static enum vfs_trust trust_in_shm(struct vfs_database *database) {
   memcpy(&attempted, bytes + 128, sizeof attempted);
   if (!vfs_wal_header_is_valid(&header)) return VFS_TRUST_UNKNOWN;
   bool is_ours = attempted == backfilled && nonce == nonce_value(database->marks.nonce, backfilled, &header);
-  return is_ours ? VFS_TRUST_OURS : VFS_TRUST_OPENED;
+  return is_ours ? VFS_TRUST_OURS : who_was_it(database, nonce);
 }
 
 void vfs_stat_file(struct vfs_database *database, struct vfs_marks *marks) {

@@ -182,7 +182,7 @@ static int mark_redone(struct redo *redo) {
   marks.pages = redo->pages;
   marks.page_size = database->page_size;
   marks.stopped_in_order = marks.is_rebuilding = false;
-  os_random(database->os, &marks.nonce, sizeof marks.nonce);
+  vfs_draw_nonce(database, &marks);
   return vfs_write_marks(database, &marks);
 }
 
@@ -201,7 +201,7 @@ static int mark_rebuild(struct redo *redo) {
   marks.pages = 1;
   marks.stopped_in_order = false;
   marks.is_rebuilding = true;
-  os_random(database->os, &marks.nonce, sizeof marks.nonce);
+  vfs_draw_nonce(database, &marks);
   return vfs_write_marks(database, &marks);
 }
 
@@ -335,6 +335,15 @@ static int redo_file(struct redo *redo, uint64_t log_last, enum vfs_trust trust,
   return error ? error : rebuild_changed(redo);
 }
 
+/* The power was lost at the making of page 1, which has all it holds in one sector: nothing is there to be kept. */
+static bool is_half_made(struct vfs_database *database, sqlite3_int64 size) {
+  uint8_t magic[16] = {0};
+  static const uint8_t zeros[sizeof magic];
+  if (database->marks.begun != 0 || size > (sqlite3_int64)database->page_size) return false;
+  return database->file->pMethods->xRead(database->file, magic, sizeof magic, 0) == SQLITE_OK &&
+         memcmp(magic, zeros, sizeof magic) == 0;
+}
+
 /* NOLINTNEXTLINE(readability-non-const-parameter): written through redo.text */
 int vfs_redo(struct vfs_database *database, const struct vfs_start_options *options, uint64_t *applied, char *text) {
   struct redo redo = {
@@ -355,7 +364,9 @@ int vfs_redo(struct vfs_database *database, const struct vfs_start_options *opti
 #ifdef BALSA_MUTANT_REDO_SHORT
   if (database->marks.begun > database->marks.checkpointed) redo.through = database->marks.begun - 1;
 #endif
-  bool is_lost = size == 0 || redo.log_first > database->marks.checkpointed + 1;
+  /* What another attempt to make it again left is nothing to be kept: what was, was before that began. */
+  bool is_lost = size == 0 || database->marks.is_rebuilding || is_half_made(database, size) ||
+                 redo.log_first > database->marks.checkpointed + 1;
   int error = is_lost ? rebuild(&redo) : redo_file(&redo, options->log_last, trust, verify);
   if (!error) vfs_remove_beside(database);
   if (!error) error = mark_redone(&redo);

@@ -791,6 +791,10 @@ static void sim_random(struct os *os, void *bytes, size_t size) {
   for (size_t i = 0; i < size; i++) next[i] = (uint8_t)(draw(&as_disk(os)->random_state) >> 32);
 }
 
+static uint64_t sim_boot(struct os *os) {
+  return 1 + as_disk(os)->counters.power_losses;
+}
+
 static int sim_thread_start(struct os *os, const char *name, void (*run)(void *arg), void *arg,
                             struct os_thread **thread) {
   (void)os, (void)name, (void)run, (void)arg;
@@ -831,6 +835,7 @@ struct sim_disk *sim_disk_new(uint64_t seed) {
   static const struct os_methods methods = {
       .now = sim_now,
       .random = sim_random,
+      .boot = sim_boot,
       .open = sim_open,
       .close = sim_close,
       .read = sim_read,

@@ -386,6 +386,14 @@ static void machine_random(struct os *os, void *bytes, size_t size) {
   pthread_mutex_unlock(&machine->mutex);
 }
 
+static uint64_t machine_boot(struct os *os) {
+  struct sim_machine *machine = as_machine(os);
+  pthread_mutex_lock(&machine->mutex);
+  uint64_t boot = os_boot(disk_os(machine));
+  pthread_mutex_unlock(&machine->mutex);
+  return boot;
+}
+
 static void thread_main(void *arg) {
   struct machine_thread *thread = arg;
   thread_name = thread->name;
@@ -426,6 +434,7 @@ struct sim_machine *sim_machine_new(uint64_t seed, struct os *below) {
   static const struct os_methods methods = {
       .now = machine_now,
       .random = machine_random,
+      .boot = machine_boot,
       .open = machine_open,
       .close = machine_close,
       .read = machine_read,

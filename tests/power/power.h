@@ -87,6 +87,7 @@ struct power {
   struct sim_machine *machine;
   struct history history;
   unsigned life;
+  bool was_killed; /* the machine has gone down with its page cache kept, ever */
   const char *phase;
   const char *skipped; /* syncs of this site do nothing; NULL: all work */
   bool is_verbose;

@@ -212,7 +212,7 @@ $(foreach mutant,$(MUTANTS),$(eval $(call MUTANT,$(mutant))))
 MUTANT_PROGRAMS := $(MUTANTS:%=$(OUT)/tests/sim-%)
 
 # Known-bad variants of the node, each of which the loss of power must find: where the sources name them.
-NODE_MUTANTS := REDO_SHORT CUT_ACKNOWLEDGED COMPACT_BEYOND_CHECKPOINT
+NODE_MUTANTS := CHECKPOINT_BEYOND_LOG REDO_SHORT CUT_ACKNOWLEDGED COMPACT_BEYOND_CHECKPOINT
 define NODE_MUTANT
 $(OUT)/node-mutant-objects/$(1)/%.o: %.c $(OUT)/flags
 	@mkdir -p $$(@D)

@@ -72,7 +72,11 @@ static int mark_checkpointed(struct vfs_database *database, const struct vfs_sta
 
 /* checkpoint mutex held. The file becomes `state`, a boundary that all readers have reached. */
 static int backfill(struct vfs_database *database, const struct vfs_state *state, uint64_t deadline) {
+#ifdef BALSA_MUTANT_CHECKPOINT_BEYOND_LOG
+  int error = deadline ? VFS_OK : VFS_BUSY;
+#else
   int error = database->methods->wait_durable(database->node, state->index, deadline);
+#endif
   if (!error) error = mark_begun(database, state->index);
   if (!error) error = vfs_error_of_sqlite(vfs_wal_backfill(database->wal, state->max_frame, state->pages));
   if (!error) error = vfs_error_of_sqlite(database->file->pMethods->xSync(database->file, SQLITE_SYNC_NORMAL));
@@ -195,6 +199,13 @@ static int second_pass(struct vfs_database *database, bool *was_full) {
   if (vfs_wal_read_header(database->wal, &live) != SQLITE_OK) return VFS_IO;
   vfs_note_restart(database, &live);
   if (database->parts_open || live.max_frame == 0) return VFS_OK;
+#ifdef BALSA_MUTANT_CHECKPOINT_BEYOND_LOG
+  pthread_mutex_lock(&database->mutex);
+  state = database->captured;
+  bool is_open = database->in_flight_count > 0;
+  pthread_mutex_unlock(&database->mutex);
+  if (is_open && state.max_frame == live.max_frame) return backfill(database, &state, OS_FOREVER);
+#endif
   *was_full = is_full(database, live.max_frame);
   uint64_t now = os_now(database->os);
   if (!drain(database, &state, now + (*was_full ? DRAIN_FULL_COMMITS_MAX : DRAIN_MAX))) return VFS_BUSY;

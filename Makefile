@@ -12,7 +12,7 @@
 #   make layers  make unit  make trace  make sim SEED=7 (or SEEDS=1..100)  make mutants
 #   make damage SEED=7 (or DAMAGE_SEEDS=1..1000)  make power SEED=7 (or SEEDS=1..100)
 #   make whole SEED=7 (or SEEDS=1..500)
-#   make asan  make tsan  make installed  make cluster
+#   make syncs  make asan  make tsan  make installed  make cluster
 # One unit test:         make unit TESTS=test_slot_file
 #
 # Options: CC=gcc|clang  WERROR=1  ASAN=1 (address + undefined)  TSAN=1  BUILD=folder
@@ -258,6 +258,7 @@ slices = $(shell echo $(1) | awk -F '[.][.]' '{ \
 SIM_SLICES = $(call slices,$(SEEDS))
 POWER_SEEDS ?= $(if $(filter command line,$(origin SEEDS)),$(SEEDS),1..1000)
 WHOLE_SEEDS ?= $(if $(filter command line,$(origin SEEDS)),$(SEEDS),1..400)
+NODE_MUTANT_SEEDS ?= 1..600
 POWER_SLICES = $(call slices,$(POWER_SEEDS))
 TRACES ?= $(sort $(wildcard tests/trace/*.txt))
 TESTS ?= $(UNIT_TESTS)
@@ -265,7 +266,7 @@ TESTS ?= $(UNIT_TESTS)
 THREADED_TESTS ?= $(patsubst tests/unit/%.c,%,$(sort $(shell grep -lsE \
   'pthread_create|os_thread_start|raft_transport_get|balsa_init' tests/unit/test_*.c)))
 
-.PHONY: unit trace sim power whole mutants damage layers asan tsan cluster
+.PHONY: unit trace sim power syncs whole mutants damage layers asan tsan cluster
 unit: $(TESTS:%=$(OUT)/tests/unit/%)
 	+@$(call run_all,$(TESTS:%=run-unit-%))
 
@@ -284,8 +285,12 @@ whole: $(OUT)/tests/whole
 	+@$(call run_all,$(if $(SEED),run-whole-seed,run-whole run-whole-twice))
 
 # A mutant passes its test when the simulation fails.
-mutants: $(if $(SIM_OBJECTS),$(MUTANT_PROGRAMS))
-	+@$(call run_all,$(if $(SIM_OBJECTS),$(MUTANTS:%=run-mutant-%)))
+mutants: $(if $(SIM_OBJECTS),$(MUTANT_PROGRAMS)) $(NODE_MUTANT_PROGRAMS)
+	+@$(call run_all,$(if $(SIM_OBJECTS),$(MUTANTS:%=run-mutant-%)) $(NODE_MUTANTS:%=run-node-mutant-%))
+
+# The power is lost with one sync after the other left out: each must be missed.
+syncs: $(OUT)/tests/power
+	+@$(call run_all,run-syncs)
 
 # A range is shared by the cores.
 DAMAGE_SLICES = $(shell echo $(DAMAGE_SEEDS) | awk -F '[.][.]' '{ \
@@ -304,7 +309,7 @@ tsan:
 	+@$(PARALLEL) TSAN=1 unit TESTS="$(THREADED_TESTS)"
 
 .PHONY: $(TESTS:%=run-unit-%) $(MUTANTS:%=run-mutant-%) $(SIM_SLICES:%=run-sim-%) run-trace run-sim-seed run-layers run-damage-seed \
-  $(DAMAGE_SLICES:%=run-damage-%) $(POWER_SLICES:%=run-power-%) run-power-seed run-whole run-whole-seed run-whole-twice
+  $(DAMAGE_SLICES:%=run-damage-%) $(POWER_SLICES:%=run-power-%) run-power-seed $(NODE_MUTANTS:%=run-node-mutant-%) run-syncs run-whole run-whole-seed run-whole-twice
 $(TESTS:%=run-unit-%): run-unit-%:
 	@$(RUN) $* $(OUT)/tests/unit/$*
 run-trace:
@@ -313,6 +318,10 @@ run-sim-seed:
 	@$(RUN) --show sim-seed-$(SEED) $(OUT)/tests/sim --seed $(SEED)
 $(SIM_SLICES:%=run-sim-%): run-sim-%:
 	@$(RUN) --tell sim-seeds-$* $(OUT)/tests/sim --seeds $*
+$(NODE_MUTANTS:%=run-node-mutant-%): run-node-mutant-%:
+	@$(RUN) --must-fail node-mutant-$* $(OUT)/tests/power-$* --seeds $(NODE_MUTANT_SEEDS)
+run-syncs:
+	@$(RUN) --tell syncs $(OUT)/tests/power --skip-every-sync --seeds $(NODE_MUTANT_SEEDS)
 run-power-seed:
 	@$(RUN) --show power-seed-$(SEED) $(OUT)/tests/power --seed $(SEED)
 $(POWER_SLICES:%=run-power-%): run-power-%:
@@ -382,7 +391,7 @@ test:
 SOAK ?= 1
 soak:
 	+@$(MAKE) --no-print-directory test RESULTS=$(OUT)/results-soak SEEDS=1..$$((10000 * $(SOAK))) \
-	  MUTANT_SEEDS=1..20000 SCALE=$$((20 * $(SOAK)))
+	  MUTANT_SEEDS=1..20000 NODE_MUTANT_SEEDS=1..5000 STAGES='$(STAGES) syncs' SCALE=$$((20 * $(SOAK)))
 
 .PHONY: demo
 demo:

@@ -31,14 +31,11 @@ static struct {
 } sites[SITES_MAX];
 static size_t n_sites;
 
-static uint64_t seed_now; /* for the signal handler */
+static char hang_text[128]; /* for the signal handler */
 
 static void on_alarm(int number) {
-  char text[128];
   (void)number;
-  int n = snprintf(text, sizeof text, "seed %" PRIu64 " hangs (replay: make power SEED=%" PRIu64 ")\n", seed_now,
-                   seed_now);
-  if (write(STDOUT_FILENO, text, (size_t)n) != n) _exit(1);
+  if (write(STDOUT_FILENO, hang_text, strlen(hang_text)) < 0) _exit(1);
   abort();
 }
 
@@ -126,7 +123,7 @@ static void run_seeds(const struct choices *choices, struct totals *totals) {
   for (uint64_t seed = choices->first; seed <= choices->last && totals->failed == 0; seed++) {
     static struct power power;
     power = (struct power){.seed = seed, .skipped = choices->skipped, .is_verbose = choices->is_verbose};
-    seed_now = seed;
+    snprintf(hang_text, sizeof hang_text, "seed %" PRIu64 " hangs (replay: make power SEED=%" PRIu64 ")\n", seed, seed);
     alarm(SEED_SECONDS_MAX);
     power_run(&power);
     alarm(0);
@@ -146,16 +143,24 @@ static void run_seeds(const struct choices *choices, struct totals *totals) {
 
 /* ---- Every sync skipped in turn ---- */
 
-/* Syncs without which a cluster of one loses nothing that a start could miss, and why. */
+/* Sites by the beginnings of their names, without whose syncs a cluster of one loses nothing that a start could miss. */
 static const struct {
-  const char *site, *why;
+  const char *sites, *why;
 } harmless[] = {
     {"dsync balsa/database run", "a cluster of one redoes all of its log, and has a snapshot where that begins later"},
+    {"dsync balsa/database stop", "then the stop was none: redo, as after a crash"},
+    {"dsync balsa/log/#.log stop", "a seal: all before it was durable"},
+    {"dsync balsa/log/base s", "the cut of a torn batch is done again, or the log keeps what could have gone"},
+    {"dsync balsa/options start", "what was kept last time is what is written"},
+    {"sync balsa/options", "zeros beneath records that are synced themselves"},
+    {"sync balsa/database", "zeros beneath records that are synced themselves"},
+    {"sync balsa/vote", "zeros beneath records that are synced themselves"},
+    {"sync balsa/log/base", "zeros beneath records that are synced themselves"},
 };
 
 static const char *why_harmless(const char *site) {
   for (size_t i = 0; i < sizeof harmless / sizeof *harmless; i++)
-    if (strcmp(site, harmless[i].site) == 0) return harmless[i].why;
+    if (strncmp(site, harmless[i].sites, strlen(harmless[i].sites)) == 0) return harmless[i].why;
   return NULL;
 }
 

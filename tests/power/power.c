@@ -1,5 +1,6 @@
 #include "power.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <stdarg.h>
 #include <stdlib.h>
@@ -334,9 +335,10 @@ static void writer_main(void *arg) {
 
 /* `first` is a connection that is open. */
 static void work(struct power *power, sqlite3 *first) {
-  struct writer writers[WRITERS_MAX];
+  struct writer writers[WRITERS_MAX] = {0};
   unsigned n = power->plan.writers;
   int code;
+  assert(n > 0 && n <= WRITERS_MAX);
   for (unsigned i = 0; i < n; i++) {
     writers[i] = (struct writer){.power = power, .random.state = sim_random_next(&power->random)};
     writers[i].db = i == 0 ? first : connect(power, &code);

@@ -218,7 +218,7 @@ static void snapshot(struct worker *worker) {
 
 static void read_all(struct worker *worker) {
   struct power *power = worker->power;
-  uint64_t number, digest;
+  uint64_t number = 0, digest = 0;
   char text[POWER_TEXT_MAX];
   int code = run(worker, "BEGIN");
   if (code == SQLITE_OK) code = digest_content(worker->db, &number, &digest);

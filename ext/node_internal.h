@@ -243,6 +243,9 @@ struct node {
   struct slot_file *kept_file;
   struct raft_transport *transport;
   struct raft_transport_node *link; /* mutex; NULL once the node stops */
+  struct raft_entry *ahead;         /* of the log, for the redo at start; NODE_APPEND_ENTRIES_MAX, NULL afterwards */
+  uint64_t ahead_first;
+  size_t n_ahead;
   struct os_thread *log_thread, *apply_thread, *checkpoint_thread, *snapshot_thread, *transfer_thread;
 
   /* What this node says of itself. */
@@ -523,6 +526,8 @@ void node_wake_all(struct node *node);
 void node_answer_reads(struct node *node, const struct raft_read_answer *answers, size_t n_answers);
 /* An entry of a change set, its payload copied; place and sequence are the caller's. VFS error. */
 int node_entry_from_set(struct node *node, const struct vfs_change_set *set, struct raft_entry *entry);
+/* The redo is done, or has failed. */
+void node_forget_ahead(struct node *node);
 /* An entry of the log as vfs/ sees it; takes over the reference of the payload. */
 void node_log_entry(const struct raft_entry *entry, struct vfs_log_entry *log_entry);
 

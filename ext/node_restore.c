@@ -308,6 +308,7 @@ int node_start_database(struct node *node, uint64_t commit_index, uint64_t log_f
       .auto_vacuum = node->facts.auto_vacuum,
   };
   int error = vfs_database_start(node->database, &options, &applied, text);
+  node_forget_ahead(node);
   if (error && source && snapshot->is_damaged) {
     int code = do_without(node, snapshot->path, snapshot->meta.index, log_first, snapshot, text);
     node->snapshot_index = code == SQLITE_OK && snapshot->reader ? snapshot->meta.index : 0;

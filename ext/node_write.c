@@ -6,6 +6,7 @@
 */
 #include <assert.h>
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "node_internal.h"
@@ -414,12 +415,33 @@ void node_log_entry(const struct raft_entry *entry, struct vfs_log_entry *log_en
   };
 }
 
+void node_forget_ahead(struct node *node) {
+  for (size_t i = 0; i < node->n_ahead; i++) raft_payload_unref(node->ahead[i].payload);
+  free(node->ahead);
+  node->ahead = NULL;
+  node->n_ahead = 0;
+}
+
+/* Entries from `index` on. Redo asks for one after the other, and a read of the disk for each would be most of what it does. */
+static int64_t read_ahead(struct node *node, uint64_t index) {
+  for (size_t i = 0; i < node->n_ahead; i++) raft_payload_unref(node->ahead[i].payload);
+  node->n_ahead = 0;
+  if (!node->ahead) node->ahead = calloc(NODE_APPEND_ENTRIES_MAX, sizeof *node->ahead);
+  if (!node->ahead) return -ENOMEM;
+  int64_t n = raft_store_read(node->store, index, NODE_APPEND_ENTRIES_MAX, NODE_APPLY_BYTES_MAX, node->ahead);
+  node->ahead_first = index;
+  node->n_ahead = n > 0 ? (size_t)n : 0;
+  return n;
+}
+
 static int read_log(void *ctx, uint64_t index, struct vfs_log_entry *entry, char *text) {
   struct node *node = ctx;
-  struct raft_entry read;
-  int64_t n = raft_store_read(node->store, index, 1, SIZE_MAX, &read);
-  if (n == 1) {
-    node_log_entry(&read, entry);
+  bool is_there = index >= node->ahead_first && index - node->ahead_first < node->n_ahead;
+  int64_t n = is_there ? 1 : read_ahead(node, index);
+  if (n > 0) {
+    const struct raft_entry *read = &node->ahead[index - node->ahead_first];
+    node_log_entry(read, entry);
+    if (read->payload) raft_payload_ref(read->payload);
     return VFS_OK;
   }
   if (n == -ENOMEM) return VFS_NO_MEMORY;

@@ -29,6 +29,7 @@
 #define VFS_WAL_LIMIT_FRAMES 4000         /* default limit of the WAL, while nobody holds it back */
 #define VFS_CHECKPOINT_SHARE 4            /* a checkpoint is asked for at this part of the limit */
 #define VFS_VERIFY_BYTES (64u << 20)      /* a file up to this is read through at every start */
+#define VFS_REDO_BYTES (48u << 20)        /* of pages that redo changes in memory before it writes them */
 #define VFS_PART_BYTES (1u << 20)         /* a transaction's change set is cut into parts of about this size, raw */
 #define VFS_RESERVE_FRAMES 4096           /* wal-index regions are mapped this far ahead */
 #define VFS_WAIT_SLICE (20 * OS_MS)       /* who waits with the ticket looks after its leadership this often */

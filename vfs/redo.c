@@ -4,7 +4,8 @@
 ** The file may be any byte-wise mix of the states from the mark `checkpointed` to the mark `begun`. The committed entries
 ** behind `checkpointed` go straight into it, through `begun` at least: patches are after-images, so a byte that one of them
 ** touches gets its last value, and one that none touches is the same in all those states. Doing it twice, or being killed in
-** the middle, changes nothing.
+** the middle, changes nothing; nor does the order in which pages reach the file, so they gather in a cache (pages.h) until they
+** are needed there: by whoever reads the file, and at the sync.
 **
 ** When somebody else wrote to the file meanwhile, the log is the truth: the file is kept aside (outside.c) and made again
 ** from the first entry. After a stop in order it must be the state of its marks and the WAL empty, so that is looked at before
@@ -17,9 +18,13 @@
 #include <string.h>
 
 #include "database.h"
+#include "pages.h"
+
+#define SCAN_BYTES (1u << 16)
 
 struct redo {
   struct vfs_database *database;
+  struct vfs_pages *file_pages; /* of the file, on their way to it */
   char *text;
   uint32_t pages;
   uint64_t checksum, set_index;
@@ -46,26 +51,22 @@ void vfs_first_page(uint8_t *page, uint32_t page_size, uint32_t auto_vacuum) {
   page[106] = (uint8_t)page_size;
 }
 
-static int read_file_page(struct vfs_database *database, uint32_t page_number, uint8_t *page) {
-  sqlite3_int64 offset = (sqlite3_int64)(page_number - 1) * database->page_size;
-  int code = database->file->pMethods->xRead(database->file, page, (int)database->page_size, offset);
-  return code == SQLITE_IOERR_SHORT_READ ? SQLITE_OK : code; /* zeros beyond the end */
-}
-
-static int write_file_page(struct vfs_database *database, uint32_t page_number, const uint8_t *page) {
-  sqlite3_int64 offset = (sqlite3_int64)(page_number - 1) * database->page_size;
-  return database->file->pMethods->xWrite(database->file, page, (int)database->page_size, offset);
-}
-
 int vfs_scan_checksum(struct vfs_database *database, uint32_t pages, uint64_t *checksum) {
-  uint32_t lock_page = vfs_lock_page(database->page_size);
+  uint32_t page_size = database->page_size, lock_page = vfs_lock_page(page_size), run = SCAN_BYTES / page_size;
+  uint8_t *bytes = malloc(SCAN_BYTES);
+  int code = SQLITE_OK;
   *checksum = 0;
-  for (uint32_t page_number = 1; page_number <= pages; page_number++) {
-    if (page_number == lock_page) continue;
-    if (read_file_page(database, page_number, database->before) != SQLITE_OK) return VFS_IO;
-    *checksum ^= vfs_page_hash(page_number, database->before, database->page_size);
+  if (!bytes) return VFS_NO_MEMORY;
+  for (uint32_t first = 1, n = 0; first <= pages && code == SQLITE_OK; first += n) {
+    n = pages - first + 1 < run ? pages - first + 1 : run;
+    code = database->file->pMethods->xRead(database->file, bytes, (int)(n * page_size),
+                                           (sqlite3_int64)(first - 1) * page_size);
+    if (code == SQLITE_IOERR_SHORT_READ) code = SQLITE_OK; /* zeros beyond the end */
+    for (uint32_t i = 0; i < n && code == SQLITE_OK; i++)
+      if (first + i != lock_page) *checksum ^= vfs_page_hash(first + i, bytes + (size_t)i * page_size, page_size);
   }
-  return VFS_OK;
+  free(bytes);
+  return code == SQLITE_OK ? VFS_OK : VFS_IO;
 }
 
 static int redo_set(struct redo *redo, const struct vfs_log_entry *entry) {
@@ -80,12 +81,10 @@ static int redo_set(struct redo *redo, const struct vfs_log_entry *entry) {
   }
   while (vfs_decoder_next(database->decoder, &page_number, &is_full)) {
     if (page_number == 0 || page_number > set->pages) return VFS_DAMAGED;
-    int code = is_full ? SQLITE_OK : read_file_page(database, page_number, database->after);
-    if (code == SQLITE_OK) {
-      vfs_decoder_patch(database->decoder, database->after);
-      code = write_file_page(database, page_number, database->after);
-    }
+    uint8_t *page;
+    int code = vfs_pages_get(redo->file_pages, page_number, is_full, &page);
     if (code != SQLITE_OK) return vfs_error_of_sqlite(code);
+    vfs_decoder_patch(database->decoder, page);
   }
   if (set->flags & VFS_SET_LAST) {
     redo->pages = set->pages;
@@ -158,7 +157,7 @@ static int redo_range(struct redo *redo, uint64_t from) {
     if (error) return error;
     index = next;
   }
-  return VFS_OK;
+  return vfs_error_of_sqlite(vfs_pages_write(redo->file_pages));
 }
 
 /* The file gets its size and is durable. */
@@ -207,11 +206,14 @@ static int mark_rebuild(struct redo *redo) {
 
 static int write_first_page(struct redo *redo) {
   struct vfs_database *database = redo->database;
-  vfs_first_page(database->after, database->page_size, redo->auto_vacuum);
+  uint8_t *page;
+  int code = vfs_pages_get(redo->file_pages, 1, true, &page);
+  if (code != SQLITE_OK) return vfs_error_of_sqlite(code);
+  vfs_first_page(page, database->page_size, redo->auto_vacuum);
   redo->pages = 1;
   redo->set_index = 0;
-  redo->checksum = vfs_page_hash(1, database->after, database->page_size);
-  return vfs_error_of_sqlite(write_file_page(database, 1, database->after));
+  redo->checksum = vfs_page_hash(1, page, database->page_size);
+  return VFS_OK;
 }
 
 static int write_snapshot(struct redo *redo) {
@@ -226,8 +228,10 @@ static int write_snapshot(struct redo *redo) {
     int error = source->next(source->ctx, database->after, redo->text);
     if (error) return error;
     if (page_number == lock_page) continue;
-    int code = write_file_page(database, page_number, database->after);
+    uint8_t *page;
+    int code = vfs_pages_get(redo->file_pages, page_number, true, &page);
     if (code != SQLITE_OK) return vfs_error_of_sqlite(code);
+    memcpy(page, database->after, database->page_size);
   }
   return VFS_OK;
 }
@@ -359,6 +363,8 @@ int vfs_redo(struct vfs_database *database, const struct vfs_start_options *opti
   };
   sqlite3_int64 size = 0;
   if (database->file->pMethods->xFileSize(database->file, &size) != SQLITE_OK) return VFS_IO;
+  redo.file_pages = vfs_pages_new(database->file, database->page_size, VFS_REDO_BYTES);
+  if (!redo.file_pages) return VFS_NO_MEMORY;
   enum vfs_trust trust = vfs_trust(database);
   bool verify = trust != VFS_TRUST_OURS || size <= VFS_VERIFY_BYTES; /* a disk changes bytes and says nothing */
 #ifdef BALSA_MUTANT_REDO_SHORT
@@ -368,6 +374,7 @@ int vfs_redo(struct vfs_database *database, const struct vfs_start_options *opti
   bool is_lost = size == 0 || database->marks.is_rebuilding || is_half_made(database, size) ||
                  redo.log_first > database->marks.checkpointed + 1;
   int error = is_lost ? rebuild(&redo) : redo_file(&redo, options->log_last, trust, verify);
+  vfs_pages_free(redo.file_pages);
   if (!error) vfs_remove_beside(database);
   if (!error) error = mark_redone(&redo);
   if (error) return error;

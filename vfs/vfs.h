@@ -75,7 +75,7 @@ struct vfs_node_methods {
   int (*barrier)(void *node, int level, uint64_t deadline);
   /* Until the local log is durable through `index`: VFS_OK, VFS_BUSY at the deadline, VFS_IO. */
   int (*wait_durable)(void *node, uint64_t index, uint64_t deadline);
-  /* The committed entry at `index`, from memory or disk. VFS_DAMAGED with a sentence in text. */
+  /* The entry at `index`; within vfs_database_start only, most of the time in order. VFS_DAMAGED with a sentence in text. */
   int (*read_log)(void *node, uint64_t index, struct vfs_log_entry *entry, char *text);
   void (*release_log)(void *node, struct vfs_log_entry *entry);
   /* The WAL has grown: call vfs_checkpoint on a thread of the node, at once even if it failed a moment ago. */

@@ -28,7 +28,6 @@ struct taking {
   uint64_t weight;     /* of the log when the view was opened */
   uint64_t began_at;   /* to write pages */
   uint32_t wal_frames; /* then, of the WAL that was not in the file */
-  bool is_late;
   char *text;
 };
 
@@ -122,29 +121,26 @@ static int read_pages(void *ctx, uint32_t first, uint32_t n, uint8_t *pages, cha
 }
 
 /*
-** While the view is open the WAL only grows. So as far as the snapshot is behind what it holds up, or is hardly written at
-** all, it does not yield to the writers any more.
+** While the view is open the WAL only grows. So as far as the snapshot is behind what it holds up, or behind a speed that
+** nobody feels much, it does not yield to the writers.
 */
-static bool is_late(struct taking *taking, uint32_t pages) {
+static bool is_late(const struct taking *taking, uint32_t pages) {
   struct vfs_status database;
-  uint64_t size = (uint64_t)taking->info.pages * taking->info.page_size;
   uint64_t written = (uint64_t)pages * taking->info.page_size;
   uint64_t took = os_now(taking->node->os) - taking->began_at;
   vfs_get_status(taking->node->database, &database);
   uint64_t grown = database.wal_frames > taking->wal_frames ? database.wal_frames - taking->wal_frames : 0;
   bool is_long = grown * taking->info.page_size > NODE_SNAPSHOT_WAL_MIN + written / 2;
-  bool is_slow = took > NODE_SNAPSHOT_QUIET_MIN + written * OS_SECOND / NODE_SNAPSHOT_QUIET_SPEED;
-  return (is_long || is_slow) && written < size;
+  return is_long || took > NODE_SNAPSHOT_QUIET_MIN + written * OS_SECOND / NODE_SNAPSHOT_SPEED;
 }
 
 static enum snapshot_pace pace(void *ctx, uint32_t pages) {
-  struct taking *taking = ctx;
+  const struct taking *taking = ctx;
   struct node *node = taking->node;
   unsigned permille = (unsigned)((uint64_t)pages * 1000 / taking->info.pages);
   if (atomic_load_explicit(&node->snapshots_end, memory_order_relaxed)) return SNAPSHOT_STOP;
   atomic_store_explicit(&node->snapshot_permille, permille, memory_order_relaxed);
-  taking->is_late = taking->is_late || is_late(taking, pages);
-  return taking->is_late ? SNAPSHOT_HURRY : SNAPSHOT_QUIET;
+  return is_late(taking, pages) ? SNAPSHOT_HURRY : SNAPSHOT_QUIET;
 }
 
 static int write_file(struct taking *taking) {

@@ -1,10 +1,11 @@
 /*
 ** See packer.h. A block's number modulo SLOTS is its slot. Numbers are claimed in order, and less than SLOTS beyond the one
-** that is taken next; what is in a claimed slot belongs to who claimed it until it is done.
+** that is taken next; what is in a claimed slot belongs to who claimed it until it is done. A helper may be stopped at any
+** point: who takes the blocks then makes the one that it needs itself, in a slot of its own, and what the helper makes of
+** that number later is of no use to anybody.
 */
 #include "packer.h"
 
-#include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,7 +17,8 @@
 #define PACE_EVERY (50 * OS_MS) /* who waits for a helper asks for the pace this often */
 
 struct slot {
-  bool is_done;
+  bool is_busy; /* somebody works on it */
+  uint32_t number;
   int error;
   uint64_t checksum;
   uint32_t content_size, stored_size;
@@ -30,13 +32,14 @@ struct snapshot_packer {
   uint32_t pages, page_size, pages_per_block, n_blocks;
   struct os_thread *helpers[HELPERS];
   size_t n_helpers;
-  pthread_mutex_t mutex; /* guards what follows, and is_done of the slots */
-  pthread_cond_t room;   /* a slot is free, or the helpers are dismissed */
+  pthread_mutex_t mutex; /* guards what follows, and who has which slot */
+  pthread_cond_t room;   /* a slot is free, or all is over */
   pthread_cond_t done;   /* a block is */
   uint32_t claimed;      /* by somebody: all before this number */
   uint32_t taken;        /* by the writer of the file: all before this number; the last one may still be looked at */
-  bool is_dismissed;
+  bool is_over;
   struct slot slots[SLOTS];
+  struct slot own; /* of who takes the blocks */
 };
 
 static struct slot *slot_of(struct snapshot_packer *packer, uint32_t number) {
@@ -71,82 +74,80 @@ static void pack(const struct snapshot_packer *packer, struct slot *slot, uint32
   slot->stored_size = size > 0 ? (uint32_t)size : slot->content_size;
 }
 
-/* mutex held, given up meanwhile. The next number that nobody has claimed. */
-static void claim_and_pack(struct snapshot_packer *packer) {
-  uint32_t number = packer->claimed++;
-  struct slot *slot = slot_of(packer, number);
-  slot->is_done = false;
+/* mutex held, given up meanwhile. */
+static void work(struct snapshot_packer *packer, struct slot *slot, uint32_t number) {
+  slot->is_busy = true;
+  slot->number = number;
   pthread_mutex_unlock(&packer->mutex);
   pack(packer, slot, number);
   pthread_mutex_lock(&packer->mutex);
-  slot->is_done = true;
-  pthread_cond_signal(&packer->done);
+  slot->is_busy = false;
 }
 
 /* mutex held. The slot of the block that was taken last is looked at until the next one is asked for. */
-static bool has_room(const struct snapshot_packer *packer) {
-  return packer->claimed < packer->n_blocks && packer->claimed - packer->taken < SLOTS - 1;
+static bool has_room(struct snapshot_packer *packer) {
+  return packer->claimed < packer->n_blocks && packer->claimed - packer->taken < SLOTS - 1 &&
+         !slot_of(packer, packer->claimed)->is_busy;
 }
 
 static void help(void *arg) {
   struct snapshot_packer *packer = arg;
   os_thread_yield_to_all(packer->os);
   pthread_mutex_lock(&packer->mutex);
-  while (!packer->is_dismissed && packer->claimed < packer->n_blocks) {
-    if (has_room(packer))
-      claim_and_pack(packer);
-    else
+  while (!packer->is_over && packer->claimed < packer->n_blocks) {
+    if (has_room(packer)) {
+      uint32_t number = packer->claimed++;
+      work(packer, slot_of(packer, number), number);
+      pthread_cond_signal(&packer->done);
+    } else {
       os_condition_wait(packer->os, &packer->room, &packer->mutex, OS_FOREVER);
+    }
   }
   pthread_mutex_unlock(&packer->mutex);
 }
 
-/* mutex held. */
-static void dismiss(struct snapshot_packer *packer) {
-  packer->is_dismissed = true;
-  pthread_cond_broadcast(&packer->room);
-}
-
 /* ---- Taking them ---- */
 
-/* mutex held, given up meanwhile. -ECANCELED, or 0. */
-static int keep_pace(struct snapshot_packer *packer) {
+/* mutex held, given up meanwhile. */
+static enum snapshot_pace pace_now(struct snapshot_packer *packer) {
   uint64_t pages = (uint64_t)packer->taken * packer->pages_per_block;
   pthread_mutex_unlock(&packer->mutex);
   enum snapshot_pace pace = packer->input->pace(packer->input->ctx,
                                                 pages < packer->pages ? (uint32_t)pages : packer->pages);
   pthread_mutex_lock(&packer->mutex);
-  if (pace == SNAPSHOT_HURRY) dismiss(packer);
-  return pace == SNAPSHOT_STOP ? -ECANCELED : 0;
+  return packer->n_helpers == 0 && pace == SNAPSHOT_QUIET ? SNAPSHOT_HURRY : pace;
 }
 
-/* mutex held, given up meanwhile. Until the block is done, by a helper or here. */
-static int wait_for_block(struct snapshot_packer *packer, uint32_t number) {
-  int error = keep_pace(packer);
-  while (!error && (packer->claimed <= number || !slot_of(packer, number)->is_done)) {
-    if (packer->claimed == number && packer->is_dismissed) {
-      claim_and_pack(packer);
-    } else {
-      uint64_t deadline = os_now(packer->os) + PACE_EVERY;
-      if (os_condition_wait(packer->os, &packer->done, &packer->mutex, deadline) != 0) error = keep_pace(packer);
-    }
+/* mutex held. A helper has made the block. */
+static bool is_made(struct snapshot_packer *packer, uint32_t number) {
+  const struct slot *slot = slot_of(packer, number);
+  return packer->claimed > number && slot->number == number && !slot->is_busy;
+}
+
+/* mutex held, given up meanwhile. The slot with the block, which a helper has made or this makes; NULL: the pace says stop. */
+static struct slot *wait_for_block(struct snapshot_packer *packer, uint32_t number) {
+  enum snapshot_pace pace = pace_now(packer);
+  while (pace == SNAPSHOT_QUIET && !is_made(packer, number)) {
+    uint64_t deadline = os_now(packer->os) + PACE_EVERY;
+    if (os_condition_wait(packer->os, &packer->done, &packer->mutex, deadline) != 0) pace = pace_now(packer);
   }
-  return error;
+  if (pace == SNAPSHOT_STOP) return NULL;
+  if (is_made(packer, number)) return slot_of(packer, number);
+  if (packer->claimed == number) packer->claimed++;
+  work(packer, &packer->own, number);
+  return &packer->own;
 }
 
 int snapshot_packer_next(struct snapshot_packer *packer, struct snapshot_packed *packed, char *text) {
+  uint32_t number = packer->taken; /* nobody else changes it */
+  if (number == packer->n_blocks) return 0;
   pthread_mutex_lock(&packer->mutex);
-  uint32_t number = packer->taken;
-  int error = number < packer->n_blocks ? wait_for_block(packer, number) : 0;
-  struct slot *slot = slot_of(packer, number);
-  if (!error && number < packer->n_blocks) {
-    packer->taken++;
-    error = slot->error;
-    if (error) snapshot_say(text, error, "%s", slot->text);
-    pthread_cond_signal(&packer->room);
-  }
+  const struct slot *slot = wait_for_block(packer, number);
+  packer->taken++;
+  pthread_cond_broadcast(&packer->room);
   pthread_mutex_unlock(&packer->mutex);
-  if (error || number == packer->n_blocks) return error;
+  if (slot == NULL) return -ECANCELED;
+  if (slot->error) return snapshot_say(text, slot->error, "%s", slot->text);
   bool is_raw = slot->stored_size == slot->content_size;
   *packed = (struct snapshot_packed){
       .content = slot->content,
@@ -164,7 +165,18 @@ static void start_helpers(struct snapshot_packer *packer) {
   while (packer->n_helpers < HELPERS && packer->n_helpers < packer->n_blocks &&
          os_thread_start(packer->os, "balsa-lz4", help, packer, &packer->helpers[packer->n_helpers]) == 0)
     packer->n_helpers++;
-  packer->is_dismissed = packer->n_helpers == 0;
+}
+
+static bool make_slot(struct slot *slot) {
+  slot->number = UINT32_MAX;
+  slot->content = malloc(SNAPSHOT_BLOCK_SIZE);
+  slot->stored = malloc(SNAPSHOT_BLOCK_SIZE);
+  return slot->content && slot->stored;
+}
+
+static void free_slot(struct slot *slot) {
+  free(slot->content);
+  free(slot->stored);
 }
 
 int snapshot_packer_open(struct os *os, const struct snapshot_input *input, uint32_t pages, uint32_t page_size,
@@ -182,11 +194,8 @@ int snapshot_packer_open(struct os *os, const struct snapshot_input *input, uint
   pthread_mutex_init(&made->mutex, NULL);
   os_condition_init(&made->room);
   os_condition_init(&made->done);
-  for (size_t i = 0; i < SLOTS; i++) {
-    made->slots[i].content = malloc(SNAPSHOT_BLOCK_SIZE);
-    made->slots[i].stored = malloc(SNAPSHOT_BLOCK_SIZE);
-    has_memory = has_memory && made->slots[i].content && made->slots[i].stored;
-  }
+  for (size_t i = 0; i < SLOTS; i++) has_memory = make_slot(&made->slots[i]) && has_memory;
+  has_memory = make_slot(&made->own) && has_memory;
   if (!has_memory) {
     snapshot_packer_close(made);
     return -ENOMEM;
@@ -201,15 +210,14 @@ int snapshot_packer_open(struct os *os, const struct snapshot_input *input, uint
 void snapshot_packer_close(struct snapshot_packer *packer) {
   if (packer == NULL) return;
   pthread_mutex_lock(&packer->mutex);
-  dismiss(packer);
+  packer->is_over = true;
+  pthread_cond_broadcast(&packer->room);
   pthread_mutex_unlock(&packer->mutex);
   for (size_t i = 0; i < packer->n_helpers; i++) os_thread_join(packer->helpers[i]);
   pthread_cond_destroy(&packer->room);
   pthread_cond_destroy(&packer->done);
   pthread_mutex_destroy(&packer->mutex);
-  for (size_t i = 0; i < SLOTS; i++) {
-    free(packer->slots[i].content);
-    free(packer->slots[i].stored);
-  }
+  for (size_t i = 0; i < SLOTS; i++) free_slot(&packer->slots[i]);
+  free_slot(&packer->own);
   free(packer);
 }

@@ -3,9 +3,9 @@
 ** writes the file.
 **
 ** Whoever writes transactions should not feel a snapshot: compression is what it costs. So the helpers run in the
-** background (os.h), where a machine that has better things to do may stop them for good. They hold no lock while they
-** work and touch no file that is written to, so that nobody waits behind them; and who takes the blocks can dismiss them
-** and goes on alone. Blocks are the same whoever makes them.
+** background (os.h), where a machine that has better things to do may stop them for long. They hold no lock while they
+** work and touch no file that is written to, so that nobody waits behind them; and who takes the blocks makes those itself
+** that it does not get in time. Blocks are the same whoever makes them.
 */
 #ifndef BALSA_SNAPSHOT_PACKER_H
 #define BALSA_SNAPSHOT_PACKER_H

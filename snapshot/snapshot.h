@@ -41,7 +41,7 @@ struct snapshot_writer;
 
 enum snapshot_pace {
   SNAPSHOT_QUIET, /* with what nobody else needs of the processors */
-  SNAPSHOT_HURRY, /* as everybody else, from now on */
+  SNAPSHOT_HURRY, /* the calling thread takes part, as everybody else */
   SNAPSHOT_STOP,
 };
 
@@ -65,7 +65,7 @@ int snapshot_writer_open(struct os *os, const char *folder, const struct snapsho
                          struct snapshot_writer **writer, char *text);
 /*
 ** Writes meta.pages pages and ends the file, synced. Blocks of pages are read and compressed by threads of its own that run in
-** the background, as long as the pace allows it. -EILSEQ if the pages do not give meta.checksum: such a snapshot must not
+** the background, and by this one if the pace says so. -EILSEQ if the pages do not give meta.checksum: such a snapshot must not
 ** be used; -ECANCELED: the pace said stop. After an error of this or any other call nothing but close works.
 */
 int snapshot_writer_write(struct snapshot_writer *writer, const struct snapshot_input *input);

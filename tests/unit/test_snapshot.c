@@ -365,7 +365,7 @@ static void make_folder(char folder[128]) {
   assert_non_null(mkdtemp(folder));
 }
 
-static void a_snapshot_is_the_same_with_helpers_without_and_with_some_that_are_dismissed(void **state) {
+static void a_snapshot_is_the_same_whoever_makes_its_blocks(void **state) {
   (void)state;
   struct sim_disk *disk = disk_make(1); /* it starts no threads */
   struct paced paced = {.database = database_make(4096, 3000, 9, MIXED), .at = UINT32_MAX, .fails_from = UINT32_MAX};
@@ -389,6 +389,56 @@ static void a_snapshot_is_the_same_with_helpers_without_and_with_some_that_are_d
   free(alone);
   assert_int_equal(rmdir(folder), 0);
   sim_disk_free(disk);
+}
+
+/* Helpers get no further than into their first block, until the last one is asked for. */
+struct stuck {
+  struct database database;
+  pthread_t caller;
+  pthread_mutex_t mutex;
+  pthread_cond_t condition;
+  bool is_over;
+};
+
+static int read_stuck(void *ctx, uint32_t first, uint32_t n, uint8_t *pages, char *text) {
+  struct stuck *stuck = ctx;
+  if (!pthread_equal(pthread_self(), stuck->caller)) {
+    pthread_mutex_lock(&stuck->mutex);
+    while (!stuck->is_over) pthread_cond_wait(&stuck->condition, &stuck->mutex);
+    pthread_mutex_unlock(&stuck->mutex);
+  }
+  return read_made_pages(&stuck->database, first, n, pages, text);
+}
+
+static enum snapshot_pace hurry(void *ctx, uint32_t pages) {
+  struct stuck *stuck = ctx;
+  pthread_mutex_lock(&stuck->mutex);
+  stuck->is_over = pages + 64 >= stuck->database.meta.pages;
+  pthread_cond_broadcast(&stuck->condition);
+  pthread_mutex_unlock(&stuck->mutex);
+  return SNAPSHOT_HURRY;
+}
+
+static void a_snapshot_in_a_hurry_does_not_wait_for_helpers_that_are_stuck(void **state) {
+  (void)state;
+  struct stuck stuck = {.database = database_make(4096, 3000, 9, MIXED), .caller = pthread_self()};
+  const struct snapshot_input input = {.read = read_stuck, .pace = hurry, .ctx = &stuck};
+  struct snapshot_meta meta = meta_of(&stuck.database);
+  struct snapshot_writer *writer;
+  char folder[128], text[SNAPSHOT_TEXT_MAX], path[OS_PATH_MAX];
+  pthread_mutex_init(&stuck.mutex, NULL);
+  pthread_cond_init(&stuck.condition, NULL);
+  make_folder(folder);
+  assert_int_equal(snapshot_writer_open(os_real(), folder, &meta, &writer, text), 0);
+  assert_int_equal(snapshot_writer_write(writer, &input), 0);
+  assert_int_equal(snapshot_writer_publish(writer), 0);
+  snapshot_writer_close(writer);
+  snapshot_path(folder, 9, path);
+  assert_int_equal(read_it(os_real(), path, &stuck.database, text), 0);
+  assert_int_equal(unlink(path), 0);
+  assert_int_equal(rmdir(folder), 0);
+  pthread_cond_destroy(&stuck.condition);
+  pthread_mutex_destroy(&stuck.mutex);
 }
 
 static void writing_stops_when_the_pace_says_so_and_leaves_nothing_behind(void **state) {
@@ -1301,7 +1351,8 @@ int main(void) {
       cmocka_unit_test(metadata_may_be_as_large_as_its_limits_and_no_larger),
       cmocka_unit_test(the_lock_byte_page_is_zeros_and_outside_the_checksum),
       cmocka_unit_test(pages_that_do_not_give_the_checksum_make_no_snapshot),
-      cmocka_unit_test(a_snapshot_is_the_same_with_helpers_without_and_with_some_that_are_dismissed),
+      cmocka_unit_test(a_snapshot_is_the_same_whoever_makes_its_blocks),
+      cmocka_unit_test(a_snapshot_in_a_hurry_does_not_wait_for_helpers_that_are_stuck),
       cmocka_unit_test(writing_stops_when_the_pace_says_so_and_leaves_nothing_behind),
       cmocka_unit_test(a_page_that_cannot_be_read_ends_the_snapshot_with_its_sentence),
       cmocka_unit_test(lz4_alone_makes_the_very_database_file_of_a_snapshot),

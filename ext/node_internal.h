@@ -578,6 +578,8 @@ void node_wake_transfers(struct node *node);
 void node_transfer_event(struct node *node, const struct raft_transfer *event);
 /* mutex held. What is being sent to this node, for balsa_members; "" nothing. */
 void node_describe_transfer(struct node *node, uint64_t to, char text[NODE_TRANSFER_TEXT_MAX]);
+/* mutex held. There is a new connection to or from this node: what was under way to it may be lost. */
+void node_transfers_met(struct node *node, uint64_t to);
 /* mutex held. There is a new snapshot: those that wait for one look again. */
 void node_ask_transfers(struct node *node);
 /* mutex held. A chunk that the core has accepted (payload NULL: an empty one); dropped if there are too many. */

@@ -390,6 +390,7 @@ bool node_meet(void *ctx, const struct raft_hello *hello, struct raft_refusal *r
   struct node *node = ctx;
   pthread_mutex_lock(&node->mutex);
   bool good = meet(node, hello, refusal);
+  if (good) node_transfers_met(node, hello->node);
   pthread_mutex_unlock(&node->mutex);
   return good;
 }

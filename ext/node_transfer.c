@@ -5,8 +5,8 @@
 ** To a follower (transfers; raft.h tells what the core wants). The file is kept open: a newer snapshot may take its
 ** name's place meanwhile. Of it, NODE_TRANSFER_WINDOW bytes are under way at most, and one chunk in memory. The follower
 ** says from where on it wants the file, so a lost connection, a restart there or here costs no more than what was under
-** way. A follower that had all of it and wants it from the beginning has found it damaged: then it is read here too, and if it
-** is, another one is taken.
+** way; that is sent again as soon as there is a connection. A follower that had all of it and wants it from the beginning has
+** found it damaged: then it is read here too, and if it is, another one is taken.
 **
 ** From the leader (receiving). A chunk that was accepted by the core is written to snapshot.part by the receiver, which
 ** makes it durable every now and then. When the last one is there it is answered at once, then verified and given its
@@ -82,6 +82,14 @@ void node_describe_transfer(struct node *node, uint64_t to, char text[NODE_TRANS
       snprintf(text, NODE_TRANSFER_TEXT_MAX, "%" PRIu64 ", %u %%", transfer->index,
                (unsigned)(transfer->acked * 100 / transfer->size_bytes));
   }
+}
+
+void node_transfers_met(struct node *node, uint64_t to) {
+  for (size_t i = 0; i < NODE_TRANSFERS_MAX; i++) {
+    struct node_transfer *transfer = &node->transfers[i];
+    if (transfer->id != 0 && transfer->to == to) transfer->sent = transfer->acked;
+  }
+  node_wake_transfers(node);
 }
 
 void node_ask_transfers(struct node *node) {

@@ -109,6 +109,10 @@ int node_snapshot_verify(struct node *node, const char *path, char *text) {
   if (error) return error;
   void *page = malloc(snapshot.meta.page_size);
   if (!page) error = VFS_NO_MEMORY;
+  if (snapshot_reader_is_mended(snapshot.reader)) {
+    node_say(text, "%s: its head is damaged", path);
+    error = VFS_DAMAGED;
+  }
   for (uint32_t i = 0; i < snapshot.meta.pages && !error; i++) error = next_page(&snapshot, page, text);
   free(page);
   node_snapshot_close(&snapshot);
@@ -286,6 +290,11 @@ int node_restore(struct node *node, struct raft_start *start, struct raft_config
   if (code == SQLITE_OK && !is_held) code = end_installation(node, start, snapshot, text);
   if (code != SQLITE_OK || !snapshot->reader) return code;
   node->snapshot_index = snapshot->meta.index;
+  if (snapshot_reader_is_mended(snapshot->reader)) {
+    node->snapshot_damaged = node->snapshot_needed = true;
+    node_log(SQLITE_WARNING, "node %" PRIu64 ": the head of %s is damaged; its copy counts, and another one is taken",
+             node->id, snapshot->path);
+  }
   code = complete(start, configuration, snapshot);
   if (code != SQLITE_OK) node_say(text, "%s: no memory for the node", node->path);
   return code;

@@ -137,6 +137,10 @@ static int open_file(struct node *node, uint64_t index, struct node_transfer *op
   if (!error) error = os_size(opened->file, &opened->size_bytes);
   if (!error) {
     error = snapshot_reader_open(node->os, path, &reader, &meta, text);
+    if (!error && snapshot_reader_is_mended(reader)) {
+      node_say(text, "%.500s: its head is damaged", path);
+      error = -EILSEQ;
+    }
     snapshot_reader_close(reader);
   } else {
     node_say(text, "%.500s: %s", path, strerror(-error));

@@ -17,6 +17,8 @@
 #define SNAPSHOT_PAGES_MAX 0xfffffffeu /* SQLite's own limit */
 
 #define SNAPSHOT_NEW "snapshot.new"
+#define SNAPSHOT_HEAD "snapshot.head"
+#define SNAPSHOT_HEAD_NEW "snapshot.head.new"
 #define SNAPSHOT_PART "snapshot.part"
 #define SNAPSHOT_PART_STATE "snapshot.part.state"
 
@@ -35,6 +37,16 @@ uint32_t snapshot_head_peek(const uint8_t *head);
 int snapshot_head_decode(const uint8_t *head, uint32_t size, struct snapshot_meta *meta, const uint8_t **terms,
                          const char **what, uint32_t *offset);
 void snapshot_terms_decode(const uint8_t *bytes, uint32_t n, struct snapshot_term *terms);
+
+/*
+** A durable copy of the head of the snapshot in `file`, in place of the one of the snapshot before. Before that file gets its name.
+** Negative errno.
+*/
+int snapshot_keep_head(struct os *os, const char *folder, struct os_file *file);
+/* The copy, if it is of the snapshot that `path` names: its bytes are the caller's to free. NULL: there is none. */
+uint8_t *snapshot_find_head(struct os *os, const char *path, uint32_t *size);
+/* The index in the name of a snapshot, without its folder; 0: another name. */
+uint64_t snapshot_name_index(const char *name);
 
 /* How the frame is written, and thus what a reader takes. */
 LZ4F_preferences_t snapshot_frame(uint64_t content_size);

@@ -33,6 +33,8 @@ struct snapshot_reader {
   uint8_t *head;
   struct snapshot_term *terms;
   const char *way_out;
+  bool is_mended; /* the head comes from snapshot.head */
+  bool has_frame; /* its header is read */
   bool ended;
   int failed;      /* the first error; it stays */
   uint64_t offset; /* in the file, of what comes next: in[in_used] */
@@ -96,26 +98,48 @@ static void consume(struct snapshot_reader *reader, size_t size) {
 
 /* ---- Open ---- */
 
-static int read_head(struct snapshot_reader *reader) {
+/* The file's own; damage has a sentence. */
+static int read_head_bytes(struct snapshot_reader *reader, uint32_t *size) {
   uint8_t fixed[SNAPSHOT_HEAD_FIXED];
   const uint8_t *terms;
   const char *what;
   uint32_t at;
   int error = read_exactly(reader, fixed, sizeof fixed, 0);
   if (error) return error;
-  uint32_t size = snapshot_head_peek(fixed);
-  if (size == 0) return damaged(reader, 0, "this is not the beginning of a snapshot");
-  reader->head = malloc(size);
+  *size = snapshot_head_peek(fixed);
+  if (*size == 0) return damaged(reader, 0, "this is not the beginning of a snapshot");
+  reader->head = malloc(*size);
   if (reader->head == NULL) return fail_io(reader, 0, -ENOMEM, "read the snapshot");
-  error = read_exactly(reader, reader->head, size, 0);
+  error = read_exactly(reader, reader->head, *size, 0);
   if (error) return error;
-  error = snapshot_head_decode(reader->head, size, &reader->meta, &terms, &what, &at);
+  error = snapshot_head_decode(reader->head, *size, &reader->meta, &terms, &what, &at);
   if (error == -EPROTO)
     return reader->failed = snapshot_say(reader->text, error,
                                          "%s: cannot be read, at offset %" PRIu32 ": %s. Use the version of Balsa that "
                                          "wrote it, or a later one",
                                          reader->path, at, what);
-  if (error) return damaged(reader, at, what);
+  return error ? damaged(reader, at, what) : 0;
+}
+
+/* A damaged head is replaced by its copy. true: there is one. */
+static bool mend_head(struct os *os, struct snapshot_reader *reader, uint32_t *size) {
+  uint8_t *copy = snapshot_find_head(os, reader->path, size);
+  if (copy == NULL) return false;
+  free(reader->head);
+  reader->head = copy;
+  reader->failed = 0;
+  return reader->is_mended = true;
+}
+
+static int read_head(struct os *os, struct snapshot_reader *reader) {
+  const uint8_t *terms;
+  const char *what;
+  uint32_t at, size;
+  int error = read_head_bytes(reader, &size);
+  if (error == -EILSEQ && mend_head(os, reader, &size)) error = 0;
+  if (error) return error;
+  error = snapshot_head_decode(reader->head, size, &reader->meta, &terms, &what, &at);
+  assert(error == 0); /* it has just been looked at */
   reader->terms = malloc((reader->meta.n_terms + (size_t)1) * sizeof *reader->terms);
   if (reader->terms == NULL) return fail_io(reader, 0, -ENOMEM, "read the snapshot");
   snapshot_terms_decode(terms, reader->meta.n_terms, reader->terms);
@@ -155,8 +179,7 @@ static int begin(struct os *os, struct snapshot_reader *reader) {
   if (reader->in == NULL || reader->block == NULL ||
       LZ4F_isError(LZ4F_createDecompressionContext(&reader->lz4, LZ4F_VERSION)))
     return fail_io(reader, 0, -ENOMEM, "read the snapshot");
-  error = read_head(reader);
-  return error ? error : read_frame_header(reader);
+  return read_head(os, reader);
 }
 
 int snapshot_reader_begin(struct os *os, const char *path, const char *way_out, struct snapshot_reader **reader,
@@ -193,6 +216,10 @@ void snapshot_reader_close(struct snapshot_reader *reader) {
   free(reader->in);
   free(reader->block);
   free(reader);
+}
+
+bool snapshot_reader_is_mended(const struct snapshot_reader *reader) {
+  return reader->is_mended;
 }
 
 const char *snapshot_reader_error(const struct snapshot_reader *reader) {
@@ -255,9 +282,13 @@ static int read_end(struct snapshot_reader *reader) {
   return 0;
 }
 
+/* What lies behind the head is looked at by who needs it: a node whose database is whole does not. */
 int snapshot_reader_next(struct snapshot_reader *reader, void *page) {
   int error = 0;
   if (reader->failed) return reader->failed;
+  if (!reader->has_frame) error = read_frame_header(reader);
+  if (error) return error;
+  reader->has_frame = true;
   if (reader->page == reader->meta.pages) {
     if (!reader->ended) error = read_end(reader);
     reader->ended = error == 0;

@@ -245,7 +245,9 @@ static int verify(struct snapshot_receiver *receiver) {
 static int publish(struct snapshot_receiver *receiver, char path[OS_PATH_MAX]) {
   snapshot_path(receiver->folder, receiver->index, path);
   if (path[0] == 0) return fail_io(receiver, receiver->folder, -ENAMETOOLONG, "name the snapshot");
-  int error = os_rename(receiver->os, receiver->path, path);
+  int error = snapshot_keep_head(receiver->os, receiver->folder, receiver->file);
+  if (error) return fail_io(receiver, receiver->folder, error, "copy the head of what has come");
+  error = os_rename(receiver->os, receiver->path, path);
   if (error) return fail_io(receiver, receiver->path, error, "rename what has come");
   /* From here on there is no part: whatever follows, the next one begins again, or finds the snapshot. */
   receiver->failed = -EALREADY;

@@ -94,6 +94,8 @@ int snapshot_reader_begin(struct os *os, const char *path, const char *way_out, 
 ** verified), else negative errno. Only that 0 says that the pages together are the database.
 */
 int snapshot_reader_next(struct snapshot_reader *reader, void *page);
+/* Its head is damaged, and what it says is taken from the copy beside it: pages can be read, but the file is no good any more. */
+bool snapshot_reader_is_mended(const struct snapshot_reader *reader);
 void snapshot_reader_close(struct snapshot_reader *reader);
 const char *snapshot_reader_error(const struct snapshot_reader *reader);
 

@@ -229,7 +229,9 @@ int snapshot_writer_publish(struct snapshot_writer *writer) {
   assert(writer->state == FINISHED);
   snapshot_path(writer->folder, writer->index, path);
   if (path[0] == 0) return fail_io(writer, -ENAMETOOLONG, "rename the snapshot");
-  int error = os_rename(writer->os, writer->path, path);
+  int error = snapshot_keep_head(writer->os, writer->folder, writer->file);
+  if (error) return fail_io(writer, error, "copy the head of the snapshot");
+  error = os_rename(writer->os, writer->path, path);
   if (error) return fail_io(writer, error, "rename the snapshot");
   writer->state = RENAMED;
   error = os_sync_directory(writer->os, writer->folder);

@@ -305,6 +305,12 @@ static void a_lost_or_changed_database_is_made_from_the_snapshot_and_the_log(voi
   assert_starts_with(TINY, sum, first);
 }
 
+/* The head of a snapshot, and the copy of it. */
+static void damage_heads(void) {
+  flip_byte(the_snapshot(), 50);
+  flip_byte(path_of("app.db-balsa/snapshots/snapshot.head"), 50);
+}
+
 static void a_damaged_snapshot_is_done_without_if_the_log_suffices(void **state) {
   char sum[64];
   struct stat status;
@@ -316,7 +322,8 @@ static void a_damaged_snapshot_is_done_without_if_the_log_suffices(void **state)
     run(db, "SELECT balsa_snapshot()");
     stop(db);
     assert_int_equal(stat(the_snapshot(), &status), 0);
-    flip_byte(the_snapshot(), where == 0 ? 50 : (long)status.st_size / 2);
+    if (where == 0) damage_heads();
+    if (where == 1) flip_byte(the_snapshot(), (long)status.st_size / 2);
     if (where == 1) assert_int_equal(unlink(path_of("app.db")), 0); /* so that it is read */
     assert_starts_with("", sum, 1);
     assert_null(the_snapshot());
@@ -332,10 +339,10 @@ static void a_damaged_snapshot_that_is_needed_is_named_with_the_offset(void **st
   snprintf(sum, sizeof sum, "%s", ask(db, "SELECT count(*) || ' ' || sum(a) FROM t"));
   stop(db);
   assert_int_equal(stat(the_snapshot(), &status), 0);
-  flip_byte(the_snapshot(), 50);
+  damage_heads();
   assert_refused("app.db", "", "damaged at offset");
   assert_non_null(strstr(vfs_open_error(), the_snapshot()));
-  flip_byte(the_snapshot(), 50);
+  damage_heads(); /* they are whole again */
   snprintf(damaged, sizeof damaged, "%s", the_snapshot());
   flip_byte(damaged, status.st_size / 2);
   assert_starts_with(TINY, sum, 2); /* its pages are not needed */
@@ -343,6 +350,23 @@ static void a_damaged_snapshot_that_is_needed_is_named_with_the_offset(void **st
   assert_int_equal(unlink(path_of("app.db")), 0);
   assert_refused("app.db", "", "damaged at offset");
   assert_non_null(strstr(vfs_open_error(), the_snapshot()));
+}
+
+static void after_damage_to_a_head_its_copy_counts_and_another_snapshot_is_taken(void **state) {
+  char sum[64];
+  (void)state;
+  sqlite3 *db = open_app(TINY);
+  write_until_compacted(db);
+  snprintf(sum, sizeof sum, "%s", ask(db, "SELECT count(*) || ' ' || sum(a) FROM t"));
+  stop(db);
+  flip_byte(the_snapshot(), 50);
+  db = open_app(TINY);
+  assert_string_equal(ask(db, "SELECT count(*) || ' ' || sum(a) FROM t"), sum);
+  run(db, "SELECT balsa_snapshot()"); /* nobody wrote: it would be the same one */
+  stop(db);
+  assert_int_equal(unlink(path_of("app.db-balsa/snapshots/snapshot.head")), 0);
+  assert_int_equal(unlink(path_of("app.db")), 0);
+  assert_starts_with(TINY, sum, 2);
 }
 
 static void a_lost_snapshot_that_is_needed_is_missed(void **state) {
@@ -427,7 +451,7 @@ static void an_older_snapshot_takes_the_place_of_a_damaged_one(void **state) {
   run(db, "SELECT balsa_snapshot()");
   snprintf(sum, sizeof sum, "%s", ask(db, "SELECT count(*) || ' ' || sum(a) FROM t"));
   stop(db);
-  flip_byte(the_snapshot(), 50);
+  damage_heads();
   assert_int_equal(link(kept, older), 0);
   assert_int_equal(unlink(path_of("app.db")), 0);
   assert_starts_with("", sum, 1);
@@ -531,6 +555,7 @@ int main(void) {
       TEST(a_lost_or_changed_database_is_made_from_the_snapshot_and_the_log),
       TEST(a_damaged_snapshot_is_done_without_if_the_log_suffices),
       TEST(a_damaged_snapshot_that_is_needed_is_named_with_the_offset),
+      TEST(after_damage_to_a_head_its_copy_counts_and_another_snapshot_is_taken),
       TEST(a_lost_snapshot_that_is_needed_is_missed),
       TEST(an_installation_that_was_cut_off_is_ended_at_the_next_start),
       TEST(a_damaged_snapshot_is_not_installed),

@@ -365,6 +365,15 @@ static void make_folder(char folder[128]) {
   assert_non_null(mkdtemp(folder));
 }
 
+/* With the one snapshot in it, or none. */
+static void remove_folder(const char *folder, const char *snapshot) {
+  char head[OS_PATH_MAX];
+  snprintf(head, sizeof head, "%s/snapshot.head", folder);
+  if (snapshot) assert_int_equal(unlink(snapshot), 0);
+  if (snapshot) assert_int_equal(unlink(head), 0);
+  assert_int_equal(rmdir(folder), 0);
+}
+
 static void a_snapshot_is_the_same_whoever_makes_its_blocks(void **state) {
   (void)state;
   struct sim_disk *disk = disk_make(1); /* it starts no threads */
@@ -384,10 +393,9 @@ static void a_snapshot_is_the_same_whoever_makes_its_blocks(void **state) {
     assert_int_equal(size, size_alone);
     assert_memory_equal(bytes, alone, size);
     free(bytes);
-    assert_int_equal(unlink(path), 0);
   }
   free(alone);
-  assert_int_equal(rmdir(folder), 0);
+  remove_folder(folder, path);
   sim_disk_free(disk);
 }
 
@@ -435,8 +443,7 @@ static void a_snapshot_in_a_hurry_does_not_wait_for_helpers_that_are_stuck(void 
   snapshot_writer_close(writer);
   snapshot_path(folder, 9, path);
   assert_int_equal(read_it(os_real(), path, &stuck.database, text), 0);
-  assert_int_equal(unlink(path), 0);
-  assert_int_equal(rmdir(folder), 0);
+  remove_folder(folder, path);
   pthread_cond_destroy(&stuck.condition);
   pthread_mutex_destroy(&stuck.mutex);
 }
@@ -449,7 +456,7 @@ static void writing_stops_when_the_pace_says_so_and_leaves_nothing_behind(void *
   paced.then = SNAPSHOT_STOP;
   for (paced.at = 0; paced.at < 3000; paced.at += 700)
     assert_int_equal(write_paced(os_real(), folder, &paced, text), -ECANCELED);
-  assert_int_equal(rmdir(folder), 0);
+  remove_folder(folder, NULL);
 }
 
 static void a_page_that_cannot_be_read_ends_the_snapshot_with_its_sentence(void **state) {
@@ -462,7 +469,7 @@ static void a_page_that_cannot_be_read_ends_the_snapshot_with_its_sentence(void 
     assert_int_equal(write_paced(os_real(), folder, &paced, text), -EIO);
     assert_string_equal(text, expected);
   }
-  assert_int_equal(rmdir(folder), 0);
+  remove_folder(folder, NULL);
 }
 
 /* ---- lz4 alone ---- */
@@ -578,8 +585,7 @@ static void lz4_alone_makes_the_very_database_file_of_a_snapshot(void **state) {
   free(bytes);
   assert_int_equal(unlink(database), 0);
   assert_int_equal(unlink(out), 0);
-  assert_int_equal(unlink(path), 0);
-  assert_int_equal(rmdir(folder), 0);
+  remove_folder(folder, path);
 }
 
 /* ---- Damage ---- */
@@ -712,6 +718,53 @@ static void pages_other_than_the_rolling_checksum_says_are_refused_at_the_end(vo
   sim_disk_free(disk);
 }
 
+static void flip(struct os *os, const char *path, uint64_t offset) {
+  struct os_file *file;
+  uint8_t byte;
+  assert_int_equal(os_open(os, path, OS_OPEN_READ | OS_OPEN_WRITE, &file), 0);
+  assert_int_equal(os_read(file, &byte, 1, offset), 1);
+  byte ^= 0x10;
+  assert_int_equal(os_write(file, &byte, 1, offset), 0);
+  os_close(file);
+}
+
+static void a_damaged_head_is_replaced_by_its_copy(void **state) {
+  (void)state;
+  struct sim_disk *disk = disk_make(1);
+  struct os *os = sim_disk_os(disk);
+  struct database older = database_make(4096, 10, 5, MIXED), database = database_make(4096, 100, 9, MIXED);
+  struct snapshot_meta meta = meta_of(&database);
+  struct snapshot_reader *reader;
+  char text[SNAPSHOT_TEXT_MAX], path[OS_PATH_MAX], older_path[OS_PATH_MAX];
+  uint64_t size;
+  write_or_fail(os, FOLDER, &older);
+  write_or_fail(os, FOLDER, &database);
+  snapshot_path(FOLDER, 5, older_path);
+  snapshot_path(FOLDER, 9, path);
+  uint8_t *bytes = file_get(os, path, &size), *copy = file_get(os, FOLDER "/snapshot.head", &size);
+  assert_memory_equal(copy, bytes, size);
+  for (uint64_t at = 0; at < size; at++) {
+    flip(os, path, at);
+    read_or_fail(os, path, &database);
+    assert_int_equal(snapshot_reader_open(os, path, &reader, &meta, text), 0);
+    assert_true(snapshot_reader_is_mended(reader));
+    snapshot_reader_close(reader);
+    flip(os, path, at);
+  }
+  assert_int_equal(snapshot_reader_open(os, path, &reader, &meta, text), 0);
+  assert_false(snapshot_reader_is_mended(reader));
+  snapshot_reader_close(reader);
+  flip(os, older_path, 20); /* the copy is not of this one */
+  assert_int_equal(snapshot_reader_open(os, older_path, &reader, &meta, text), -EILSEQ);
+  flip(os, path, 30);
+  flip(os, FOLDER "/snapshot.head", 30); /* it is damaged, too */
+  assert_int_equal(snapshot_reader_open(os, path, &reader, &meta, text), -EILSEQ);
+  says_where(text, path);
+  free(bytes);
+  free(copy);
+  sim_disk_free(disk);
+}
+
 static void a_later_version_is_told_from_damage(void **state) {
   (void)state;
   struct sim_disk *disk = disk_make(1);
@@ -787,7 +840,7 @@ static void a_full_disk_is_told_and_leaves_nothing_behind(void **state) {
   }
   assert_int_equal(snapshot_find(os, FOLDER, path, &index), 0);
   assert_int_equal(index, 5);
-  sim_disk_set_capacity(disk, used + size);
+  sim_disk_set_capacity(disk, used + size + 4096); /* and the copy of its head */
   write_or_fail(os, FOLDER, &database);
   snapshot_path(FOLDER, 9, path);
   read_or_fail(os, path, &database);
@@ -1361,6 +1414,7 @@ int main(void) {
       cmocka_unit_test(a_file_that_is_too_short_or_too_long_is_refused),
       cmocka_unit_test(blocks_that_changed_places_or_are_missing_are_refused),
       cmocka_unit_test(pages_other_than_the_rolling_checksum_says_are_refused_at_the_end),
+      cmocka_unit_test(a_damaged_head_is_replaced_by_its_copy),
       cmocka_unit_test(a_later_version_is_told_from_damage),
       cmocka_unit_test(random_damage_is_refused),
       cmocka_unit_test(a_read_error_is_told_as_such_and_not_as_damage),

@@ -69,9 +69,9 @@
 #define NODE_VIEW_SLICE (200 * OS_MS)
 #define NODE_SNAPSHOT_RETRY_MIN (OS_SECOND) /* back-off after a snapshot that failed */
 #define NODE_SNAPSHOT_RETRY_MAX (60 * OS_SECOND)
-#define NODE_SNAPSHOT_WAL_MIN (64u << 20)        /* so much may a WAL grow beside a snapshot that yields to all */
-#define NODE_SNAPSHOT_QUIET_MIN OS_SECOND        /* so long it may get nothing, and then it takes what it needs */
-#define NODE_SNAPSHOT_SPEED (UINT64_C(64) << 20) /* for so many bytes a second: a fifth of a processor */
+#define NODE_SNAPSHOT_WAL_MAX (UINT64_C(64) << 20) /* so much may a WAL grow while a snapshot gets nothing */
+#define NODE_SNAPSHOT_QUIET_MIN OS_SECOND          /* so long it may get nothing, and then it takes what it needs */
+#define NODE_SNAPSHOT_SPEED (UINT64_C(64) << 20)   /* for so many bytes a second: a fifth of a processor */
 #define NODE_CHUNK_BYTES (256u << 10)   /* of a snapshot, in one message: heartbeats do not wait long behind it */
 #define NODE_TRANSFER_WINDOW (2u << 20) /* of a snapshot, under way to one follower */
 #define NODE_CHUNKS_MAX 16              /* that came and wait to be written */

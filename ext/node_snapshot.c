@@ -121,16 +121,18 @@ static int read_pages(void *ctx, uint32_t first, uint32_t n, uint8_t *pages, cha
 }
 
 /*
-** While the view is open the WAL only grows. So as far as the snapshot is behind what it holds up, or behind a speed that
-** nobody feels much, it does not yield to the writers.
+** While the view is open the WAL only grows, and when it has the database's size writers are held up (vfs/checkpoint.c). So as
+** far as the snapshot is behind what it costs, or behind a speed that nobody feels much, it does not yield to the writers.
 */
 static bool is_late(const struct taking *taking, uint32_t pages) {
   struct vfs_status database;
+  uint64_t size = (uint64_t)taking->info.pages * taking->info.page_size;
   uint64_t written = (uint64_t)pages * taking->info.page_size;
+  uint64_t allowed = (size / 4 < NODE_SNAPSHOT_WAL_MAX ? size / 4 : NODE_SNAPSHOT_WAL_MAX) + written / 2;
   uint64_t took = os_now(taking->node->os) - taking->began_at;
   vfs_get_status(taking->node->database, &database);
   uint64_t grown = database.wal_frames > taking->wal_frames ? database.wal_frames - taking->wal_frames : 0;
-  bool is_long = grown * taking->info.page_size > NODE_SNAPSHOT_WAL_MIN + written / 2;
+  bool is_long = grown * taking->info.page_size > allowed;
   return is_long || took > NODE_SNAPSHOT_QUIET_MIN + written * OS_SECOND / NODE_SNAPSHOT_SPEED;
 }
 

@@ -129,7 +129,7 @@ struct reply {
   uint64_t switches, preemptions; /* context switches that a thread asked for, and others */
   uint64_t acknowledged;          /* with and without warm-up */
   uint64_t rows_after;            /* count(*) after it */
-  /* LOAD with a snapshot, SNAPSHOT: its index; SNAPSHOT: and `seconds` */
+  /* LOAD with a snapshot, SNAPSHOT: its index; SNAPSHOT: and `seconds`, `cpu_us` */
   uint64_t snapshot_index;
   /* FIRST: now_ns() when it was done */
   uint64_t read_at, write_at;

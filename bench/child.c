@@ -137,8 +137,10 @@ static void first(sqlite3 *db, struct reply *reply) {
 
 static void snapshot(sqlite3 *db, struct reply *reply) {
   uint64_t begin = now_ns();
+  double cpu_before = process_cpu_us();
   reply->snapshot_index = count(db, "SELECT balsa_snapshot()");
   reply->seconds = (double)(now_ns() - begin) / 1e9;
+  reply->cpu_us = process_cpu_us() - cpu_before;
   reply->is_ok = reply->snapshot_index != 0;
   if (!reply->is_ok) snprintf(reply->text, sizeof reply->text, "balsa_snapshot(): %s", sqlite3_errmsg(db));
 }

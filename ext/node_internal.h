@@ -69,6 +69,8 @@
 #define NODE_VIEW_SLICE (200 * OS_MS)
 #define NODE_SNAPSHOT_RETRY_MIN (OS_SECOND) /* back-off after a snapshot that failed */
 #define NODE_SNAPSHOT_RETRY_MAX (60 * OS_SECOND)
+#define NODE_SNAPSHOT_STALL_MAX (30 * OS_SECOND)   /* balsa_snapshot() waits so long for one that does not get on */
+#define NODE_SNAPSHOT_LOOK (500 * OS_MS)           /* and looks this often */
 #define NODE_SNAPSHOT_WAL_MAX (UINT64_C(64) << 20) /* so much may a WAL grow while a snapshot gets nothing */
 #define NODE_SNAPSHOT_QUIET_MIN OS_SECOND          /* so long it may get nothing, and then it takes what it needs */
 #define NODE_SNAPSHOT_SPEED (UINT64_C(64) << 20)   /* for so many bytes a second: a fifth of a processor */
@@ -392,6 +394,7 @@ struct node {
   /* No lock. */
   atomic_bool snapshots_end; /* none is written any more */
   atomic_uint snapshot_permille;
+  atomic_uint snapshot_steps; /* rises whenever one that is taken gets on */
 };
 
 /* A sentence into `text` (VFS_TEXT_MAX bytes). */

@@ -141,7 +141,8 @@ static enum snapshot_pace pace(void *ctx, uint32_t pages) {
   struct node *node = taking->node;
   unsigned permille = (unsigned)((uint64_t)pages * 1000 / taking->info.pages);
   if (atomic_load_explicit(&node->snapshots_end, memory_order_relaxed)) return SNAPSHOT_STOP;
-  atomic_store_explicit(&node->snapshot_permille, permille, memory_order_relaxed);
+  if (atomic_exchange_explicit(&node->snapshot_permille, permille, memory_order_relaxed) != permille)
+    atomic_fetch_add(&node->snapshot_steps, 1);
   return is_late(taking, pages) ? SNAPSHOT_HURRY : SNAPSHOT_QUIET;
 }
 
@@ -189,6 +190,7 @@ static int take_from_view(struct taking *taking) {
   int error = describe(taking);
   if (error) return error;
   atomic_store(&node->snapshot_permille, 0);
+  atomic_fetch_add(&node->snapshot_steps, 1);
   node->snapshot_writing = true;
   pthread_mutex_unlock(&node->mutex);
   error = write_file(taking);
@@ -321,17 +323,23 @@ void node_snapshot_thread(void *arg) {
 
 /* ---- For others ---- */
 
-/* mutex held, given up while it waits: as long as it gets on, and no longer than the limit without. */
-static int wait_for_answer(struct node *node, uint64_t number) {
+/* mutex held. How long one is waited for that does not get on: a disk may take its time for what it was given. */
+static uint64_t patience(const struct node *node) {
   uint64_t limit = node->options.commit_timeout_ms * OS_MS;
-  uint64_t deadline = os_now(node->os) + limit;
-  unsigned seen = atomic_load(&node->snapshot_permille);
+  return node->snapshot_writing && limit < NODE_SNAPSHOT_STALL_MAX ? NODE_SNAPSHOT_STALL_MAX : limit;
+}
+
+/* mutex held, given up while it waits: as long as it gets on, and no longer than that without. */
+static int wait_for_answer(struct node *node, uint64_t number) {
+  unsigned seen = atomic_load(&node->snapshot_steps);
+  uint64_t since = os_now(node->os);
   while (node->snapshots_answered < number && !node->snapshots_end) {
-    if (os_condition_wait(node->os, &node->snapshot_done, &node->mutex, deadline) == 0) continue;
-    unsigned permille = atomic_load(&node->snapshot_permille);
-    if (permille == seen) return VFS_BUSY;
-    seen = permille;
-    deadline = os_now(node->os) + limit;
+    uint64_t now = os_now(node->os);
+    unsigned steps = atomic_load(&node->snapshot_steps);
+    if (steps != seen) since = now;
+    seen = steps;
+    if (now - since >= patience(node)) return VFS_BUSY;
+    os_condition_wait(node->os, &node->snapshot_done, &node->mutex, now + NODE_SNAPSHOT_LOOK);
   }
   return node->snapshots_answered < number ? VFS_STOPPED : VFS_OK;
 }
@@ -344,8 +352,8 @@ int node_take_snapshot(struct node *node, uint64_t *index, char *text) {
   node_wake_snapshot(node);
   int error = wait_for_answer(node, number);
   if (error == VFS_BUSY)
-    node_say(text, "no snapshot after %u ms (commit_timeout): %.600s", node->options.commit_timeout_ms,
-             node->snapshot_text);
+    node_say(text, "no snapshot: for %" PRIu64 " ms nothing has become of it%s%.600s", patience(node) / OS_MS,
+             node->snapshot_text[0] ? ": " : "", node->snapshot_text);
   if (error == VFS_STOPPED) node_say(text, "the node has stopped");
   if (!error) {
     error = node->snapshot_error;

@@ -527,6 +527,38 @@ static void a_stop_does_not_wait_for_a_snapshot(void **state) {
   }
 }
 
+/* ---- Followers ---- */
+
+static void a_follower_that_cannot_take_a_snapshot_does_not_hold_the_log_back_for_ever(void **state) {
+  (void)state;
+  struct cluster cluster = {.options = TINY};
+  const char *in_the_way = path_of("node3.db-balsa/snapshots/snapshot.part");
+  char name[512];
+  open_cluster(&cluster);
+  snprintf(name, sizeof name, "%s", in_the_way);
+  int leader = run_on_leader(&cluster, "CREATE TABLE t(a INTEGER PRIMARY KEY, b)");
+  stop(cluster.db[2]);
+  cluster.db[2] = NULL;
+  for (int i = 0; i < 100; i++) leader = run_on_leader(&cluster, "INSERT INTO t(b) VALUES(randomblob(3000))");
+  leader = run_on_leader(&cluster, "SELECT balsa_snapshot()");
+  assert_int_equal(mkdir(name, 0755), 0);
+  open_member(&cluster, 2);
+  bool is_pinned = false;
+  uint64_t first = 0, begun = 0;
+  for (int i = 0; i < TRIES_MAX && (!is_pinned || first <= begun + 1000); i++) {
+    leader = run_on_leader(&cluster,
+                           "INSERT INTO t(a, b) VALUES(1, randomblob(3000)) ON CONFLICT DO UPDATE SET b = excluded.b");
+    first = ask_number(cluster.db[leader], "SELECT log_first FROM balsa_status");
+    bool is_sending = strstr(ask(cluster.db[leader], "SELECT group_concat(snapshot) FROM balsa_members"), "%") != NULL;
+    if (is_sending && !is_pinned) begun = ask_number(cluster.db[leader], "SELECT commit_index FROM balsa_status");
+    is_pinned = is_pinned || is_sending;
+  }
+  assert_true(is_pinned && first > begun + 1000);
+  assert_int_equal(rmdir(name), 0);
+  assert_equal_nodes(&cluster, leader);
+  stop_cluster(&cluster);
+}
+
 /* ---- The term ---- */
 
 static void a_log_that_became_durable_before_its_term_is_gone_on_with(void **state) {
@@ -563,6 +595,7 @@ int main(void) {
       TEST(a_snapshot_that_fails_is_told_and_nothing_is_forgotten),
       TEST(a_database_that_differs_from_its_log_is_found_by_a_snapshot_and_quarantined),
       TEST(a_stop_does_not_wait_for_a_snapshot),
+      TEST(a_follower_that_cannot_take_a_snapshot_does_not_hold_the_log_back_for_ever),
       TEST(a_log_that_became_durable_before_its_term_is_gone_on_with),
   };
   if (balsa_init() != SQLITE_OK) return 1;

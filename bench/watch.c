@@ -31,16 +31,24 @@ static void raise_to(double *value, double seen) {
   if (seen > *value) *value = seen;
 }
 
+/* The MiB of a line "name: … kB"; false: another line. */
+static bool is_line(const char *line, const char *name, double *mib) {
+  size_t length = strlen(name);
+  if (strncmp(line, name, length) != 0 || line[length] != ':') return false;
+  *mib = (double)strtol(line + length + 1, NULL, 10) / 1024;
+  return true;
+}
+
 static void look_at_memory(pid_t pid, struct watched *seen) {
   char path[64], line[256];
-  long kib;
+  double mib;
   snprintf(path, sizeof path, "/proc/%d/status", (int)pid);
   FILE *file = fopen(path, "re");
   if (!file) return;
   while (fgets(line, sizeof line, file)) {
-    if (sscanf(line, "VmHWM: %ld", &kib) == 1) seen->rss_max_mib = (double)kib / 1024;
-    if (sscanf(line, "VmRSS: %ld", &kib) == 1) seen->rss_mib = (double)kib / 1024;
-    if (sscanf(line, "RssAnon: %ld", &kib) == 1) raise_to(&seen->anonymous_max_mib, (double)kib / 1024);
+    if (is_line(line, "VmHWM", &mib)) seen->rss_max_mib = mib;
+    if (is_line(line, "VmRSS", &mib)) seen->rss_mib = mib;
+    if (is_line(line, "RssAnon", &mib)) raise_to(&seen->anonymous_max_mib, mib);
   }
   fclose(file);
 }

@@ -78,8 +78,8 @@ static int write_row(struct worker *worker) {
   const struct request *request = worker->load->request;
   if (request->table == TABLE_ROWID || request->table == TABLE_UPDATE) {
     sqlite3_bind_blob(worker->statement, 1, row, sizeof row, SQLITE_STATIC);
-    if (request->table == TABLE_UPDATE)
-      sqlite3_bind_int64(worker->statement, 2, (sqlite3_int64)(1 + next_random(worker) % request->rows));
+    uint64_t id = 1 + next_random(worker) % (request->rows ? request->rows : 1);
+    if (request->table == TABLE_UPDATE) sqlite3_bind_int64(worker->statement, 2, (sqlite3_int64)id);
   } else {
     sqlite3_bind_blob(worker->statement, 1, row, BENCH_KEY_BYTES, SQLITE_STATIC);
     sqlite3_bind_blob(worker->statement, 2, row + BENCH_KEY_BYTES, BENCH_ROW_BYTES - BENCH_KEY_BYTES, SQLITE_STATIC);

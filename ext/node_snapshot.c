@@ -2,8 +2,8 @@
 ** Snapshots of this node's database: when one is taken, how, and what it allows to be forgotten.
 **
 ** The snapshot thread writes them, from a view of one committed and locally durable state (vfs/view.c), while
-** everybody goes on. One is due when the log since the last one outweighs max(snapshot_threshold, the database): the
-** total written stays within twice the log. Others ask for one: balsa_snapshot(), and a follower that needs one.
+** everybody goes on. One is due when the log since the last one outweighs max(snapshot_threshold, the database), and on most
+** nodes of a cluster a little later: the total written stays within twice the log. Others ask for one: balsa_snapshot(), and a follower that needs one.
 **
 ** Order: the file, synced; its name, synced; the older ones go; then the log is compacted (node_compact.c). After a
 ** failure (a full disk) nothing has changed but the time of the next try; a log that is not compacted only grows.
@@ -241,6 +241,16 @@ static int take(struct node *node, char *text) {
 
 /* ---- When ---- */
 
+/*
+** mutex held. The nodes of a cluster have the same log, and would all write a snapshot at the same moment: the further back a
+** node stands among the members, the later it does, by a quarter at most.
+*/
+static uint64_t put_off(const struct node *node, uint64_t threshold) {
+  const struct raft_member *self = raft_configuration_find(&node->configuration, node->id);
+  uint64_t place = self ? (uint64_t)(self - node->configuration.members) : 0;
+  return self ? threshold / 4 * place / node->configuration.n_members : 0;
+}
+
 /* mutex held. Is the log since the last one heavy enough? Notes when to look again. */
 static bool is_heavy(struct node *node) {
   struct vfs_status database;
@@ -248,7 +258,7 @@ static bool is_heavy(struct node *node) {
   vfs_get_status(node->database, &database);
   uint64_t size = (uint64_t)database.pages * database.page_size;
   uint64_t threshold = node->options.snapshot_threshold > size ? node->options.snapshot_threshold : size;
-  node->snapshot_look_at = node->snapshot_weight + threshold;
+  node->snapshot_look_at = node->snapshot_weight + threshold + put_off(node, threshold);
   return node->log_weight >= node->snapshot_look_at;
 }
 

@@ -1,6 +1,7 @@
 /*
 ** Pages of a database file that are changed many times before they are written: redo patches them here, and they go to the
-** file in its order, side by side in one write. Bounded memory: when it is full, everything is written and forgotten.
+** file in its order, side by side in one write. Bounded memory: when all of it is changed pages, all are written; what is
+** written makes room for others, oldest first, unless it is asked for again.
 **
 ** When which page is written is nobody's concern: whoever uses this may be killed at any write and does all of it again.
 */
@@ -25,5 +26,8 @@ void vfs_pages_free(struct vfs_pages *pages);
 int vfs_pages_get(struct vfs_pages *pages, uint32_t page_number, bool has_content, uint8_t **page);
 /* All is in the file, not synced. SQLite error code; after one what was not written is lost. */
 int vfs_pages_write(struct vfs_pages *pages);
+
+/* The file was changed by somebody else: what is known of it counts no more, changes that are not written neither. */
+void vfs_pages_clear(struct vfs_pages *pages);
 
 #endif

@@ -272,6 +272,7 @@ static int rebuild(struct redo *redo) {
   int error = leave_out_open_parts(redo, from + 1);
   if (!error) error = mark_rebuild(redo);
   if (error) return error;
+  vfs_pages_clear(redo->file_pages);
   error = vfs_error_of_sqlite(database->file->pMethods->xTruncate(database->file, 0));
   if (!error) error = redo->snapshot ? write_snapshot(redo) : write_first_page(redo);
   if (!error) error = redo_range(redo, from + 1);

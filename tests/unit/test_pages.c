@@ -107,6 +107,45 @@ static void pages_side_by_side_go_in_one_write_and_each_is_read_once(void **stat
   free(memory.bytes);
 }
 
+static void what_is_used_again_and_again_stays_beside_what_is_used_once(void **state) {
+  (void)state;
+  struct memory_file memory;
+  uint8_t *page;
+  memory_open(&memory, 4096, PAGES);
+  struct vfs_pages *pages = vfs_pages_new(&memory.file, 4096, 20 * 4096);
+  assert_non_null(pages);
+  for (uint32_t i = 11; i <= PAGES; i++) {
+    for (uint32_t hot = 1; hot <= 10; hot++) assert_int_equal(vfs_pages_get(pages, hot, false, &page), SQLITE_OK);
+    assert_int_equal(vfs_pages_get(pages, i, false, &page), SQLITE_OK);
+  }
+  assert_in_range(memory.reads, PAGES, PAGES + 10); /* when all were used, the oldest have to go once */
+  vfs_pages_free(pages);
+  free(memory.bytes);
+}
+
+static void what_was_known_of_a_file_that_is_made_anew_is_forgotten(void **state) {
+  (void)state;
+  struct memory_file memory;
+  uint8_t *page;
+  memory_open(&memory, 4096, 8);
+  struct vfs_pages *pages = vfs_pages_new(&memory.file, 4096, 20 * 4096);
+  assert_non_null(pages);
+  for (uint32_t i = 1; i <= 8; i++) assert_int_equal(vfs_pages_get(pages, i, false, &page), SQLITE_OK);
+  assert_int_equal(vfs_pages_write(pages), SQLITE_OK);
+  assert_int_equal(vfs_pages_get(pages, 3, true, &page), SQLITE_OK);
+  vfs_pages_clear(pages);
+  memory.size = 0;
+  assert_int_equal(vfs_pages_write(pages), SQLITE_OK);
+  assert_int_equal(memory.size, 0);
+  for (uint32_t i = 1; i <= 8; i++) {
+    static const uint8_t zeros[4096];
+    assert_int_equal(vfs_pages_get(pages, i, false, &page), SQLITE_OK);
+    assert_memory_equal(page, zeros, sizeof zeros);
+  }
+  vfs_pages_free(pages);
+  free(memory.bytes);
+}
+
 static void a_write_that_fails_is_told_to_who_needs_the_room(void **state) {
   (void)state;
   struct memory_file memory;
@@ -125,6 +164,8 @@ int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(pages_come_out_as_they_were_changed_whatever_has_room),
       cmocka_unit_test(pages_side_by_side_go_in_one_write_and_each_is_read_once),
+      cmocka_unit_test(what_is_used_again_and_again_stays_beside_what_is_used_once),
+      cmocka_unit_test(what_was_known_of_a_file_that_is_made_anew_is_forgotten),
       cmocka_unit_test(a_write_that_fails_is_told_to_who_needs_the_room),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);

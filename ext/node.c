@@ -718,7 +718,7 @@ static void shut_down(struct node *node) {
   node_wake_all(node);
   pthread_mutex_unlock(&node->mutex);
   if (link) raft_transport_detach(link); /* no callback runs any more */
-  node_end_passing(node);
+  node_end_succession(node);
   if (node->transfer_thread) os_thread_join(node->transfer_thread);
   if (node->checkpoint_thread) os_thread_join(node->checkpoint_thread);
   if (node->apply_thread) os_thread_join(node->apply_thread);

@@ -101,9 +101,8 @@ int node_wait_applied(struct node *node, uint64_t index, uint64_t deadline);
 */
 int node_take_snapshot(struct node *node, uint64_t *index, char *text);
 /*
-** Hands leadership over to node `to` (0: the most up to date one), if this node has it; *leader: who leads then. Writers pause.
-** VFS_OK also when `to` leads already; VFS_NOT_HERE: another node leads; VFS_NOBODY; VFS_BUSY: try again; VFS_REFUSED;
-** VFS_STOPPED. All with a sentence. Waits until `deadline` for an open write transaction and for `to` to catch up; the hand-over
+** Has leadership handed over to node `to` (0: the most up to date one), by whichever node leads; *leader: who leads then. Writers
+** pause. VFS_OK also when `to` leads already; VFS_NOBODY; VFS_BUSY: try again; VFS_REFUSED; VFS_STOPPED. All with a sentence. Waits until `deadline` for an open write transaction and for `to` to catch up; the hand-over
 ** itself takes an election time-out at most. Not inside a write transaction of the caller.
 */
 int node_succession(struct node *node, uint64_t to, uint64_t deadline, uint64_t *leader, char *text);

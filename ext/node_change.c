@@ -236,36 +236,19 @@ bool node_step_add(struct node *node, struct node_command *command, struct raft_
 
 /* ---- Losing a vote ---- */
 
-/* On a thread of its own, since it waits for writers: another one leads, then this one can go. */
-static void pass_on(void *arg) {
-  struct node *node = arg;
-  char text[VFS_TEXT_MAX] = "";
-  uint64_t leader = 0;
-  int error = node_succession(node, 0, os_now(node->os) + NODE_PASSING_PATIENCE, &leader, text);
-  pthread_mutex_lock(&node->mutex);
-  node_say(node->passing_text, "%s", error ? text : "");
-  node->passing_over = true;
-  pthread_mutex_unlock(&node->mutex);
-}
-
-void node_end_passing(struct node *node) {
-  if (node->passing_thread) os_thread_join(node->passing_thread);
-  node->passing_thread = NULL;
-}
-
 /* The leader itself is to lose its vote: another one leads first, so that no COMMIT fails. It carries this out then. */
-static bool hand_over_first(struct node *node, struct node_command *command, const struct look *look,
-                            struct raft_request *reply) {
-  if (node->passing_thread && node->passing_over) {
-    node_end_passing(node); /* in vain, or this node has led again since */
+static bool hand_over_first(struct node *node, struct node_command *command, const struct look *look) {
+  const struct node_errand *errand = &node->errand;
+  bool is_known = command->index != 0 && errand->number == command->index;
+  if (is_known && errand->is_under_way) return false;
+  if (command->index != 0) { /* in vain, or this node has led again since */
+    command->index = 0;
     command->since = look->now;
-    not_yet(command, "another node has to lead first: %.280s", node->passing_text);
+    not_yet(command, "another node has to lead first%s%.280s", is_known && errand->text[0] ? ": " : "",
+            is_known ? errand->text : "");
   }
-  if (node->passing_thread || look->now < command->since + NODE_PASSING_PAUSE) return false;
-  node->passing_over = false;
-  node->passing_text[0] = 0;
-  int error = os_thread_start(node->os, "balsa-pass", pass_on, node, &node->passing_thread);
-  if (error) return refuse(reply, "node %" PRIu64 " cannot hand leadership over: no thread", node->id);
+  if (look->now < command->since + NODE_PASSING_PAUSE) return false;
+  command->index = node_begin_succession(node, 0, look->now + NODE_PASSING_PATIENCE);
   return command->why[0] ? false : not_yet(command, "another node has to lead first");
 }
 
@@ -275,7 +258,7 @@ static bool lose_vote(struct node *node, struct node_command *command, const str
   bool is_voter = (look->member->roles & RAFT_VOTER_NEW) != 0;
   if (is_voter && look->is_settled && node_count_voters(look->configuration) == 1)
     return refuse(reply, "node %" PRIu64 " is the only voter: a cluster needs one", change.id);
-  if (is_voter && change.id == node->id) return hand_over_first(node, command, look, reply);
+  if (is_voter && change.id == node->id) return hand_over_first(node, command, look);
   return propose(node, command, look, &change, reply);
 }
 

@@ -144,6 +144,17 @@ struct node_pin {
 
 struct node_snapshot;
 
+/* A hand-over on behalf of somebody else, on a thread of its own. node.mutex; `thread`: who begins it, or stops the node. */
+struct node_errand {
+  struct os_thread *thread; /* NULL: there was none yet */
+  uint64_t number;          /* of the latest one */
+  uint64_t to, deadline;
+  bool is_under_way;
+  int error; /* of the latest one: enum vfs_error */
+  uint64_t leader;
+  char text[VFS_TEXT_MAX];
+};
+
 /* What a node may ask of the leader; numbers of the wire, for ever. */
 enum node_request_kind {
   NODE_REQUEST_NONE,
@@ -153,6 +164,7 @@ enum node_request_kind {
   NODE_REQUEST_PROMOTE,
   NODE_REQUEST_DEMOTE,
   NODE_REQUEST_ADDRESS,
+  NODE_REQUEST_TRANSFER, /* leadership to `node`, 0: the most up to date */
   NODE_REQUESTS,
 };
 
@@ -310,6 +322,7 @@ struct node {
   /* Handing leadership over. */
   bool succession;       /* somebody is at it: one at a time */
   uint64_t hand_over_to; /* the core's: it takes no proposals meanwhile; 0: no hand-over */
+  struct node_errand errand;
 
   /* Writing. */
   uint64_t epoch;         /* the term in which this node may write now; 0: it may not */
@@ -348,9 +361,6 @@ struct node {
   struct node_command commands[NODE_COMMANDS_MAX];
   size_t n_commands;
   bool is_stepping;
-  struct os_thread *passing_thread; /* hands leadership over, for a command; NULL: none is under way */
-  bool passing_over;                /* it is through; why in vain: */
-  char passing_text[VFS_TEXT_MAX];
 
   /* Applying. */
   uint64_t commit_index, applied_index;
@@ -495,8 +505,6 @@ bool node_step_address(struct node *node, struct node_command *command, struct r
 /* The contact that a command has dialled has answered, or refused. */
 void node_greet_command(struct node *node, uint32_t slot, const struct raft_hello *hello);
 void node_refuse_command(struct node *node, uint32_t slot, const char *text);
-/* No lock held. At a stop: waits until it hands nothing over any more. */
-void node_end_passing(struct node *node);
 /* A command is over: its slot is free. */
 void node_end_command(struct node *node, struct node_command *command);
 
@@ -538,6 +546,15 @@ void node_log_entry(const struct raft_entry *entry, struct vfs_log_entry *log_en
 
 /* No lock held. Before a stop in order: hands over if this node leads and somebody can take over. */
 void node_retire(struct node *node, uint64_t deadline);
+/*
+** mutex held. Hands over to `to` (0: anybody) on another thread; when errand.is_under_way is false again, commands are stepped.
+** The errand's number, or 0: one is under way, or there is no thread.
+*/
+uint64_t node_begin_succession(struct node *node, uint64_t to, uint64_t deadline);
+/* No lock held, the node stops: waits for its end. */
+void node_end_succession(struct node *node);
+/* mutex held. Step function: see node_step_commands. */
+bool node_step_transfer(struct node *node, struct node_command *command, struct raft_request *reply);
 
 /* ---- node_apply.c ---- */
 

@@ -26,9 +26,10 @@ static const struct {
   bool (*step)(struct node *node, struct node_command *command, struct raft_request *reply);
   bool outlives; /* it goes on when this node does not lead any more */
 } kinds[NODE_REQUESTS] = {
-    [NODE_REQUEST_JOIN] = {node_step_join, false},     [NODE_REQUEST_ADD] = {node_step_add, false},
-    [NODE_REQUEST_REMOVE] = {node_step_remove, false}, [NODE_REQUEST_PROMOTE] = {node_step_promote, false},
-    [NODE_REQUEST_DEMOTE] = {node_step_demote, false}, [NODE_REQUEST_ADDRESS] = {node_step_address, false},
+    [NODE_REQUEST_JOIN] = {node_step_join, false},        [NODE_REQUEST_ADD] = {node_step_add, false},
+    [NODE_REQUEST_REMOVE] = {node_step_remove, false},    [NODE_REQUEST_PROMOTE] = {node_step_promote, false},
+    [NODE_REQUEST_DEMOTE] = {node_step_demote, false},    [NODE_REQUEST_ADDRESS] = {node_step_address, false},
+    [NODE_REQUEST_TRANSFER] = {node_step_transfer, true},
 };
 
 /* An answer to one who waits in this process. */

@@ -78,12 +78,15 @@ static int check_request(struct node *node, uint64_t to, char *text) {
   return VFS_NOT_HERE;
 }
 
-/* mutex held, given up while it waits. Writers go on meanwhile. */
-static int wait_for_successor(struct node *node, uint64_t to, uint64_t deadline, char *text) {
+/* mutex held, given up while it waits. Writers go on meanwhile. A leader that is new has not heard anybody yet. */
+static int wait_for_successor(struct node *node, uint64_t to, uint64_t deadline, bool is_last, char *text) {
+  uint64_t patience = os_now(node->os) + (is_last ? 0 : node->configuration.settings.election_ms * OS_MS);
   for (;;) {
     int error = check_request(node, to, text);
     if (!error) error = look_for_successor(node, to, text);
-    if (error != VFS_BUSY || os_now(node->os) >= deadline) return error;
+    uint64_t now = os_now(node->os);
+    if (error != VFS_BUSY && (error != VFS_NOBODY || node->role != RAFT_LEADER || now >= patience)) return error;
+    if (now >= deadline) return error;
     os_condition_wait(node->os, &node->epoch_condition, &node->mutex, os_now(node->os) + NODE_SUCCESSOR_SLICE);
   }
 }
@@ -129,7 +132,7 @@ static int wait_for_leader(struct node *node, uint64_t to, uint64_t deadline, ui
 
 /* mutex held, given up meanwhile; no other succession is under way. `is_last`: this node stops in any case. */
 static int pass_on(struct node *node, uint64_t to, uint64_t deadline, bool is_last, uint64_t *leader, char *text) {
-  int error = wait_for_successor(node, to, deadline, text);
+  int error = wait_for_successor(node, to, deadline, is_last, text);
   if (error) return error;
   uint64_t patience = is_last ? os_now(node->os) + NODE_STOP_TICKET_MAX : deadline;
   pthread_mutex_unlock(&node->mutex);
@@ -167,8 +170,93 @@ static int succession(struct node *node, uint64_t to, uint64_t deadline, bool is
   return error;
 }
 
+/* ---- For others ---- */
+
+static void run_errand(void *arg) {
+  struct node *node = arg;
+  struct node_errand *errand = &node->errand;
+  char text[VFS_TEXT_MAX] = "";
+  uint64_t leader = 0;
+  int error = succession(node, errand->to, errand->deadline, false, &leader, text);
+  pthread_mutex_lock(&node->mutex);
+  errand->error = error;
+  errand->leader = leader;
+  memcpy(errand->text, text, sizeof errand->text);
+  errand->is_under_way = false;
+  if (node->link)
+    raft_transport_wake(node->link); /* whoever asked looks again, on another thread: it may join this one */
+  pthread_mutex_unlock(&node->mutex);
+}
+
+uint64_t node_begin_succession(struct node *node, uint64_t to, uint64_t deadline) {
+  struct node_errand *errand = &node->errand;
+  if (errand->is_under_way || node->stopping) return 0;
+  if (errand->thread) os_thread_join(errand->thread); /* it has nothing left to do */
+  errand->thread = NULL;
+  errand->to = to;
+  errand->deadline = deadline;
+  errand->is_under_way = true;
+  if (os_thread_start(node->os, "balsa-hand", run_errand, node, &errand->thread) != 0) {
+    errand->is_under_way = false;
+    return 0;
+  }
+  return ++errand->number;
+}
+
+bool node_step_transfer(struct node *node, struct node_command *command, struct raft_request *reply) {
+  const struct node_errand *errand = &node->errand;
+  bool is_done = command->request.node ? command->request.node == node->id : command->request.index != node->id;
+  if (command->index == 0 && is_done && command->request.index != 0) {
+    reply->status = NODE_REPLY_OK;
+    reply->node = node->id;
+    return true;
+  }
+  if (command->index == 0) {
+    command->index = node_begin_succession(node, command->request.node, command->deadline);
+    snprintf(command->why, sizeof command->why, "another hand-over is under way");
+    return false;
+  }
+  if (errand->number == command->index && errand->is_under_way) return false;
+  if (errand->number != command->index || errand->error == VFS_NOT_HERE) {
+    node_reply_not_leader(node, reply);
+    return true;
+  }
+  reply->status = errand->error ? NODE_REPLY_REFUSED : NODE_REPLY_OK;
+  reply->node = errand->leader;
+  node_say_reply(reply, "%.600s", errand->text);
+  return true;
+}
+
+/*
+** The leader is another node: it is asked. A request whose answer gets lost is sent again, to whoever leads then: so it names
+** the leader who is to go (`index`).
+*/
+static int ask_leader(struct node *node, uint64_t to, uint64_t deadline, uint64_t *leader, char *text) {
+  struct raft_request command = {.kind = NODE_REQUEST_TRANSFER, .node = to}, reply;
+  pthread_mutex_lock(&node->mutex);
+  while (node->leader == 0 && !node->stopping && os_now(node->os) < deadline)
+    os_condition_wait(node->os, &node->epoch_condition, &node->mutex, deadline);
+  command.index = node->leader;
+  pthread_mutex_unlock(&node->mutex);
+  int code = node_ask(node, &command, deadline, &reply, text);
+  if (code != SQLITE_OK) return code == SQLITE_BUSY ? VFS_BUSY : VFS_REFUSED;
+  pthread_mutex_lock(&node->mutex);
+  while (node->leader != reply.node && !node->stopping && os_now(node->os) < deadline)
+    os_condition_wait(node->os, &node->epoch_condition, &node->mutex, deadline);
+  pthread_mutex_unlock(&node->mutex);
+  *leader = reply.node;
+  return VFS_OK;
+}
+
 int node_succession(struct node *node, uint64_t to, uint64_t deadline, uint64_t *leader, char *text) {
-  return succession(node, to, deadline, false, leader, text);
+  int error = succession(node, to, deadline, false, leader, text);
+  bool is_elsewhere = error == VFS_NOT_HERE || (error == VFS_NOBODY && *leader == 0);
+  return is_elsewhere ? ask_leader(node, to, deadline, leader, text) : error;
+}
+
+void node_end_succession(struct node *node) {
+  if (node->errand.thread) os_thread_join(node->errand.thread);
+  node->errand.thread = NULL;
 }
 
 void node_retire(struct node *node, uint64_t deadline) {

@@ -37,7 +37,8 @@ def hand_over(cluster, report, chance):
     leader = cluster.wait_leader()
     other = chance.choice([node for node in cluster.nodes if node is not leader])
     named = chance.random() < 0.5
-    told = leader.sql(f"SELECT balsa_transfer({other.number})" if named else "SELECT balsa_transfer()", conn="transfer")
+    asked = chance.choice(cluster.nodes)  # any node may be asked
+    told = asked.sql(f"SELECT balsa_transfer({other.number})" if named else "SELECT balsa_transfer()", conn="transfer")
     report.check(told[0][0] != leader.number, "another node leads afterwards", told)
     if named:
         report.check(told[0][0] == other.number, "it is the node that was named", told)
@@ -49,6 +50,7 @@ def check_requests(cluster, report):
     leader = cluster.wait_leader()
     other = next(node for node in cluster.nodes if node is not leader)
     refused(report, leader, "SELECT balsa_transfer(99)", "not a member", "to a stranger")
+    refused(report, other, "SELECT balsa_transfer(99)", "not a member", "to a stranger, asked elsewhere")
     refused(report, leader, "SELECT balsa_transfer('x')", "number of a node", "to no number")
     told = leader.sql(f"SELECT balsa_transfer({leader.number})")
     report.check(told == [[leader.number]], "to the leader itself: it leads", told)

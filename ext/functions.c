@@ -7,6 +7,7 @@
 **   balsa_outcome(token)       'committed', 'lost' or 'pending'
 **   balsa_snapshot([schema])   takes a snapshot of what is committed now; its index
 **   balsa_transfer([node])     hands leadership over, to the most up to date if none is named; who leads then
+**   balsa_recover(members)     a majority is lost for good: a new cluster from this node alone
 **   balsa_stop([schema])       stops the node in order
 **   balsa_add(node, address)   adds a node that waits there (join=wait), which becomes a voter by itself
 **   balsa_remove(node), balsa_promote(node), balsa_demote(node)   change the members
@@ -301,6 +302,26 @@ static void function_leave(sqlite3_context *context, int n, sqlite3_value **argu
   change(context, NODE_REMOVE, "balsa_leave", NULL, "");
 }
 
+static void function_recover(sqlite3_context *context, int n, sqlite3_value **arguments) {
+  struct vfs_connection *connection = connection_of(context, NULL);
+  const char *members = (const char *)sqlite3_value_text(arguments[0]);
+  char why[VFS_TEXT_MAX] = "";
+  (void)n;
+  if (!connection || refuse_writer(context, connection, "balsa_recover")) return;
+  if (!members) {
+    sqlite3_result_error(context, "balsa_recover: name the members of the new cluster: '1@host:port,2@host:port'", -1);
+    return;
+  }
+  int error = node_recover(node_of_connection(connection), members, why);
+  if (error)
+    result_failure(context, "balsa_recover", error, why);
+  else
+    sqlite3_result_text(context,
+                        "the node has stopped; when all its connections are closed, the next open begins the new "
+                        "cluster from what it holds",
+                        -1, SQLITE_STATIC);
+}
+
 int balsa_functions_register(sqlite3 *db) {
   static const struct {
     const char *name;
@@ -316,6 +337,7 @@ int balsa_functions_register(sqlite3 *db) {
       {"balsa_snapshot", 1, SQLITE_DIRECTONLY, function_snapshot},
       {"balsa_transfer", 0, SQLITE_DIRECTONLY, function_transfer},
       {"balsa_transfer", 1, SQLITE_DIRECTONLY, function_transfer},
+      {"balsa_recover", 1, SQLITE_DIRECTONLY, function_recover},
       {"balsa_stop", 0, SQLITE_DIRECTONLY, function_stop},
       {"balsa_stop", 1, SQLITE_DIRECTONLY, function_stop},
       {"balsa_add", 2, SQLITE_DIRECTONLY, function_add},

@@ -1,5 +1,5 @@
 /*
-** What SQL sees of Balsa, registered on every connection: functions.c and tables.c.
+** What SQL sees of Balsa, registered on every connection: functions.c, tables.c and compare_table.c.
 */
 #ifndef BALSA_FUNCTIONS_H
 #define BALSA_FUNCTIONS_H
@@ -9,5 +9,6 @@
 /* SQLite error codes. */
 int balsa_functions_register(sqlite3 *db);
 int balsa_tables_register(sqlite3 *db);
+int balsa_compare_register(sqlite3 *db);
 
 #endif

@@ -76,6 +76,12 @@ uint64_t node_now(const struct node *node) {
   return os_now(node->os);
 }
 
+/* Something of log or vote is lost for certain: SQLITE_CORRUPT says so (node_rebuild.c). */
+static int note_loss(struct node *node, int code) {
+  node->is_lost = node->is_lost || code == SQLITE_CORRUPT;
+  return code;
+}
+
 static int fail(int code, char *text, const char *format, ...) __attribute__((format(printf, 3, 4)));
 static int fail(int code, char *text, const char *format, ...) {
   va_list arguments;
@@ -153,7 +159,7 @@ static int make_folder(struct node *node, char *text) {
 }
 
 /* Its options are not settled before it is known whether the node is fresh: `given` over `kept` here. */
-static int open_database(struct node *node, const struct options *kept, const struct options *given,
+static int open_database(struct node *node, const struct options *kept, const struct options *given, const char *aside,
                          struct vfs_found *found, char *text) {
   struct options merged = *kept;
   options_merge(&merged, given);
@@ -162,6 +168,7 @@ static int open_database(struct node *node, const struct options *kept, const st
       .base = machine.base,
       .path = node->path,
       .folder = node->folder,
+      .set_aside = aside,
       .methods = &node_vfs_methods,
       .node = node,
       .commit_timeout_ms = merged.commit_timeout_ms,
@@ -228,16 +235,14 @@ static int open_vote(struct node *node, char *text) {
   snprintf(path, sizeof path, "%s/vote", node->folder);
   int error = raft_hard_state_open(node->os, path, &node->hard_state, &node->hard_state_file);
   if (error == -EILSEQ)
-    return fail(
-        SQLITE_CANTOPEN, text,
-        "%s is damaged: this node no longer knows whom it voted for. Move %s away and let it join as a new node", path,
-        node->folder);
+    return fail(SQLITE_CORRUPT, text, "%s is damaged at offset 0: this node no longer knows whom it voted for", path);
   if (error) return fail(SQLITE_CANTOPEN, text, "%s cannot be opened: %s", path, strerror(-error));
   return SQLITE_OK;
 }
 
 /* A node that never ran gets its id and incarnation; one that did keeps them. */
-static int identify(struct node *node, const struct options *given, const struct vfs_found *found, char *text) {
+static int identify(struct node *node, const struct options *kept, const struct options *given,
+                    const struct vfs_found *found, char *text) {
   if (node->hard_state.node != 0) {
     node->is_restart = true;
     node->id = node->hard_state.node;
@@ -249,18 +254,19 @@ static int identify(struct node *node, const struct options *given, const struct
     return SQLITE_OK;
   }
   if (vfs_found_marked(found) > 0 && count_log_files(node) == 0)
-    return fail(SQLITE_CANTOPEN, text,
+    return fail(SQLITE_CORRUPT, text,
                 "%s/vote and %s/log are missing though %s was made from a log through entry %" PRIu64
-                ": this node no longer knows what it acknowledged. Restore the folder from a copy, or move it away and "
-                "let the node join anew",
+                ": this node no longer knows what it acknowledged",
                 node->folder, node->folder, node->path, vfs_found_marked(found));
-  if (count_log_files(node) > 0)
-    return fail(
-        SQLITE_CANTOPEN, text,
-        "%s/vote is missing though %s/log is there: this node no longer knows whom it voted for. Restore it from a "
-        "copy, or move %s away and let it join as a new node",
-        node->folder, node->folder, node->folder);
-  node->id = given->node;
+  if (count_log_files(node) > 0 || node->formation == NODE_FORMED || node->formation == NODE_JOINED)
+    return fail(SQLITE_CORRUPT, text,
+                "%s/vote is missing though this node was a member of a cluster: it no longer knows whom it voted for",
+                node->folder);
+  if (node->rejoins && options_has(given, OPTION_NODE) && given->node != kept->node)
+    return fail(SQLITE_CANTOPEN, text,
+                "option node=%" PRIu64 ": %s belongs to node %" PRIu64 ", which is about to join its cluster anew",
+                given->node, node->folder, kept->node);
+  node->id = node->rejoins ? kept->node : given->node;
   while (node->id == 0) {
     os_random(node->os, &node->id, sizeof node->id);
     node->id &= INT64_MAX;
@@ -317,7 +323,7 @@ static int read_configuration(struct node *node, struct raft_start *start, uint6
                                         configuration);
   raft_payload_unref(entry.payload);
   if (error)
-    return fail(SQLITE_CORRUPT, text, "%s/log: entry %" PRIu64 " is no configuration that this version understands",
+    return fail(SQLITE_CANTOPEN, text, "%s/log: entry %" PRIu64 " is no configuration that this version understands",
                 node->folder, index);
   int code = node_start_configuration(start, index, configuration);
   return code == SQLITE_OK ? code : fail(code, text, "%s: no memory for the node", node->path);
@@ -356,18 +362,14 @@ static int check_found(struct node *node, const struct raft_start *start, const 
   /* Page 1 comes with entry 1, applied when it was durable. An empty log may not vote in its stead. */
   bool is_former = node->formation == NODE_FORMED || node->formation == NODE_BOOTSTRAPPING;
   if (found->has_marks && start->last_index == 0 && node->hard_state.term > 0 && !is_former)
-    return fail(SQLITE_CORRUPT, text,
-                "%s/log is empty, but %s was made from it: the log is lost. Restore the folder from a copy, or move it "
-                "away and let the node join anew",
-                node->folder, node->path);
+    return fail(SQLITE_CORRUPT, text, "%s/log is empty, but %s was made from it: the log is lost", node->folder,
+                node->path);
   if (start->last_index == 0) return SQLITE_OK;
   if (start->n_configurations == 0)
-    return fail(SQLITE_CORRUPT, text, "%s/log has no configuration: it is incomplete; restore it from a copy",
-                node->folder);
+    return fail(SQLITE_CORRUPT, text, "%s/log has no configuration: it is incomplete", node->folder);
   if (last_term(start) > node->hard_state.term)
     return fail(SQLITE_CORRUPT, text,
-                "%s/vote says term %" PRIu64 ", but the log has entries of term %" PRIu64
-                ": it is older than the log. Restore both from the same copy, or let the node join anew",
+                "%s/vote says term %" PRIu64 ", but the log has entries of term %" PRIu64 ": it is older than the log",
                 node->folder, node->hard_state.term, last_term(start));
   return SQLITE_OK;
 }
@@ -377,14 +379,17 @@ static void append_number(char *list, size_t size, uint64_t number) {
   snprintf(list + length, size - length, "%s%" PRIu64, length ? ", " : "", number);
 }
 
-/* `peers` forms a cluster; of a node that is in one it may be given again, with other addresses if need be. */
-static int check_members(const char *path, const struct raft_configuration *configuration, const struct options *given,
-                         char *text) {
+/*
+** `peers` forms a cluster; of a node that is in one it may be given again, with other addresses if need be. Another list is a
+** mistake as long as the cluster is as it was formed (configuration 1); later the members are others anyway.
+*/
+static int check_members(const char *path, const struct raft_configuration *configuration, uint64_t index,
+                         const struct options *given, char *text) {
   char members[RAFT_MEMBERS_MAX * NODE_NUMBER_TEXT] = "", peers[RAFT_MEMBERS_MAX * NODE_NUMBER_TEXT] = "";
   const char *name = strrchr(path, '/') + 1;
   uint32_t n = configuration->n_members;
   bool is_same = given->n_peers == n;
-  if (n == 0 || !options_has(given, OPTION_PEERS)) return SQLITE_OK;
+  if (n == 0 || index > 1 || !options_has(given, OPTION_PEERS)) return SQLITE_OK;
   for (uint32_t i = 0; i < n; i++) append_number(members, sizeof members, configuration->members[i].id);
   for (size_t i = 0; i < given->n_peers; i++) {
     append_number(peers, sizeof peers, given->peers[i].id);
@@ -432,8 +437,7 @@ static int open_log(struct node *node, uint64_t snapshot_threshold, uint64_t lea
   node->last_index = node->durable_index = found.last_index;
   bool has_begun = node->formation == NODE_FORMED || node->formation == NODE_JOINED;
   if (found.fresh && node->hard_state.term > 0 && has_begun)
-    return fail(SQLITE_CORRUPT, text, "%s is gone: restore it from a copy, or move %s away and let the node join anew",
-                path, node->folder);
+    return fail(SQLITE_CORRUPT, text, "%s is gone: the log is lost", path);
   return find_configurations(node, start, configuration, text);
 }
 
@@ -529,6 +533,15 @@ static void ask_for_settings(struct node *node, struct raft_hello *facts) {
   facts->election_ms = options_has(options, OPTION_ELECTION) ? options->election_ms : 0;
   facts->page_size = options_has(options, OPTION_PAGE_SIZE) ? options->page_size : 0;
   facts->auto_vacuum = options_has(options, OPTION_AUTO_VACUUM) ? options->auto_vacuum : NODE_AUTO_VACUUM_ANY;
+}
+
+void node_join_facts(struct node *node) {
+  pthread_mutex_lock(&node->facts_mutex);
+  node->facts.features = NODE_FEATURE_JOINS;
+  node->facts.has_database = false;
+  node->facts.peers_hash = 0;
+  ask_for_settings(node, &node->facts);
+  pthread_mutex_unlock(&node->facts_mutex);
 }
 
 static void state_facts(struct node *node, const struct vfs_found *found) {
@@ -631,6 +644,7 @@ static int settle_options(struct node *node, const struct options *kept, const s
   options_merge(&node->options, kept);
   if (is_fresh) options_forget_derived(&node->options);
   options_merge(&node->options, given);
+  if (node->rejoins) options_take_contacts(&node->options, kept); /* whatever is given: it knows where it belongs */
   node->options.node = node->id;
   /* What has come of a cluster's log so far does not make it a member. */
   bool joins = node->formation == NODE_FRESH && options_joins(&node->options);
@@ -655,49 +669,91 @@ static void weigh_log(struct node *node, const struct raft_start *start) {
   node->compact_wanted = true;
 }
 
+/* All of its log becomes the beginning of another cluster; then it starts again. */
+static int start_recovering(struct node *node, struct raft_start *start, struct node_snapshot *snapshot, char *text) {
+  uint64_t last = start->last_index;
+  int code = node_start_database(node, last, start->first_index, snapshot, text);
+  start->commit_index = node->applied_index;
+  if (code == SQLITE_OK) code = open_raft(node, start, text);
+  if (code == SQLITE_OK) code = node_write_recovered(node, last, text);
+  node->starts_again = code == SQLITE_OK;
+  return code == SQLITE_OK ? SQLITE_ABORT : code;
+}
+
 static int begin(struct node *node, struct raft_start *start, struct vfs_found *found, struct node_snapshot *snapshot,
                  char *text) {
   bool is_plain = found->has_content && !found->has_marks;
+  if (node->formation == NODE_RECOVERING) return start_recovering(node, start, snapshot, text);
   if (start->n_configurations > 0) return start_again(node, start, found, snapshot, text);
   int code = is_plain ? adopt(node, found, text) : SQLITE_OK;
   if (code != SQLITE_OK) return code;
   return node->forming || node_is_joining(node) ? start_waiting(node, start, text) : start_alone(node, start, text);
 }
 
-static int start_node(struct node *node, const struct options *given, struct raft_start *start,
-                      struct node_snapshot *snapshot, char *text) {
-  struct vfs_found found = {0};
-  struct options kept;
-  struct raft_configuration *configuration = &node->configuration;
-  options_init(&kept);
+/* What lies there, up to the vote. What is to be set aside goes first. */
+static int open_files(struct node *node, const struct options *given, struct options *kept, struct vfs_found *found,
+                      char *text) {
+  char aside[OS_PATH_MAX];
   int code = check_given(node, given, text);
   if (code == SQLITE_OK) code = make_folder(node, text);
-  if (code == SQLITE_OK) code = node_kept_open(node, &kept, text);
+  if (code == SQLITE_OK) code = node_kept_open(node, kept, text);
+  if (code == SQLITE_OK) code = node_known_open(node, text);
+  bool rebuilds = node->formation == NODE_REBUILDING;
+  if (code == SQLITE_OK && rebuilds) code = node_lost_folder(node, aside, text);
+  if (code != SQLITE_OK) return code;
+  code = open_database(node, kept, given, rebuilds ? aside : NULL, found, text);
+  if (code == SQLITE_OK && rebuilds) code = node_set_aside(node, kept, aside, text);
+  if (code == SQLITE_OK) code = note_loss(node, open_vote(node, text));
+  return code;
+}
+
+/* A person says that this node is to begin anew, whether anything is lost or not. */
+static int check_rebuild(struct node *node, int code, const struct options *given, char *text) {
+  bool is_readable = code == SQLITE_OK || code == SQLITE_CANTOPEN;
+  bool has_state = code != SQLITE_OK || node->hard_state.node != 0 || count_log_files(node) > 0;
+  if (!given->rebuild || node->has_rebuilt || !is_readable || !has_state || !node->known_file) return code;
+  if (code == SQLITE_OK) node_say(text, "%s: option rebuild=1", node->path);
+  node->is_lost = true;
+  return SQLITE_CORRUPT;
+}
+
+static int find_log(struct node *node, const struct options *kept, const struct options *given, struct vfs_found *found,
+                    struct raft_start *start, struct node_snapshot *snapshot, char *text) {
+  struct raft_configuration *configuration = &node->configuration;
   uint64_t threshold = options_has(given, OPTION_SNAPSHOT_THRESHOLD) ? given->snapshot_threshold
-                                                                     : kept.snapshot_threshold;
-  if (code == SQLITE_OK) code = open_database(node, &kept, given, &found, text);
-  if (code == SQLITE_OK) code = open_vote(node, text);
-  if (code == SQLITE_OK && node->formation == NODE_BOOTSTRAPPING && !found.has_marks) code = discard_log(node, text);
-  if (code == SQLITE_OK) code = identify(node, given, &found, text);
+                                                                     : kept->snapshot_threshold;
+  int code = SQLITE_OK;
+  if (node->formation == NODE_BOOTSTRAPPING && !found->has_marks) code = discard_log(node, text);
+  if (code == SQLITE_OK) code = identify(node, kept, given, found, text);
   if (code == SQLITE_OK && node->is_restart)
-    code = open_log(node, threshold, vfs_found_marked(&found), start, configuration, text);
+    code = open_log(node, threshold, vfs_found_marked(found), start, configuration, text);
   if (code == SQLITE_OK) code = node_restore(node, start, configuration, snapshot, text);
-  if (code == SQLITE_OK && start->n_configurations > 0)
-    code = check_members(node->path, node_start_latest(start), given, text);
-  if (code == SQLITE_OK) code = settle_options(node, &kept, given, start->n_configurations == 0, text);
+  return note_loss(node, code);
+}
+
+static int start_node(struct node *node, const struct options *given, struct options *kept, struct raft_start *start,
+                      struct node_snapshot *snapshot, char *text) {
+  struct vfs_found found = {0};
+  int code = open_files(node, given, kept, &found, text);
+  code = check_rebuild(node, code, given, text);
+  if (code == SQLITE_OK) code = find_log(node, kept, given, &found, start, snapshot, text);
+  if (code == SQLITE_OK && start->n_configurations > 0 && !node->rejoins)
+    code = check_members(node->path, node_start_latest(start), start->configurations[start->n_configurations - 1].index,
+                         given, text);
+  if (code == SQLITE_OK) code = settle_options(node, kept, given, start->n_configurations == 0, text);
   if (code == SQLITE_OK) code = check_joiner(node, &found, text);
   if (code == SQLITE_OK) code = complete_first_term(node, start, text);
-  if (code == SQLITE_OK) code = check_found(node, start, &found, text);
+  if (code == SQLITE_OK) code = note_loss(node, check_found(node, start, &found, text));
   if (code != SQLITE_OK) return code;
   weigh_log(node, start);
   state_facts(node, &found);
   code = open_forming(node, text);
   if (code == SQLITE_OK) code = attach_link(node, text);
   if (code == SQLITE_OK) code = write_identity(node, text);
-  if (code == SQLITE_OK && !node->is_restart) code = open_log(node, threshold, 0, start, configuration, text);
-  if (code == SQLITE_OK && node->formation == NODE_BOOTSTRAPPING && start->n_configurations > 0)
-    node->formation = NODE_FORMED;
-  if (node->formation == NODE_BOOTSTRAPPING) node->formation = NODE_FRESH;
+  if (code == SQLITE_OK && !node->is_restart)
+    code = open_log(node, node->options.snapshot_threshold, 0, start, &node->configuration, text);
+  if (node->formation == NODE_BOOTSTRAPPING) node->formation = start->n_configurations > 0 ? NODE_FORMED : NODE_FRESH;
+  if (node->formation == NODE_RECOVERING && node_is_recovered(node, start)) node->formation = NODE_FORMED;
   if (code == SQLITE_OK) code = node_kept_write(node, node->formation, node->removed_index, text);
   if (code == SQLITE_OK) code = begin(node, start, &found, snapshot, text);
   if (code == SQLITE_OK) code = start_threads(node, text);
@@ -734,30 +790,38 @@ static void shut_down(struct node *node) {
   if (store) raft_store_close(store);
   if (node->hard_state_file) raft_hard_state_close(node->hard_state_file);
   if (node->kept_file) slot_file_close(node->kept_file);
+  if (node->known_file) slot_file_close(node->known_file);
   node->hard_state_file = NULL;
-  node->kept_file = NULL;
+  node->kept_file = node->known_file = NULL;
   if (transport) raft_transport_put(transport);
 }
 
-static int start(struct node *node, const struct options *given, char *text) {
-  struct raft_start from = {0};
+static void take_down(struct node *node) {
+  node_end_snapshots(node);
+  shut_down(node);
+  if (!node->database) return;
+  vfs_database_stop(node->database, os_now(node->os));
+  vfs_database_close(node->database);
+}
+
+/* *again: what it has found or done makes it another node, which is to be started in its stead. */
+static int start(struct node *node, const struct options *given, bool *again, char *text) {
+  struct raft_start from = {.first_index = 1};
+  struct options kept;
   struct node_snapshot *snapshot = calloc(1, sizeof *snapshot);
-  from.first_index = 1;
   text[0] = 0;
+  *again = false;
+  options_init(&kept);
   int code = snapshot && node->scratch && node->disk_reads
-                 ? start_node(node, given, &from, snapshot, text)
+                 ? start_node(node, given, &kept, &from, snapshot, text)
                  : fail(SQLITE_NOMEM, text, "%s: no memory for the node", node->path);
   if (snapshot) node_snapshot_close(snapshot);
   free(snapshot);
   free((void *)(uintptr_t)from.entries);
   node_start_forget_configurations(&from);
   if (code == SQLITE_OK) return SQLITE_OK;
-  node_end_snapshots(node);
-  shut_down(node);
-  if (node->database) {
-    vfs_database_stop(node->database, os_now(node->os));
-    vfs_database_close(node->database);
-  }
+  *again = node->starts_again || node_rebuild(node, &kept, given, text);
+  take_down(node);
   return code;
 }
 
@@ -854,8 +918,10 @@ static int resolve(const char *filename, char path[OS_PATH_MAX], char *text) {
 static int check_running(struct node *node, const struct options *given, char *text) {
   pthread_mutex_lock(&node->mutex);
   struct raft_configuration configuration = node->configuration;
+  uint64_t index = 0;
+  if (node->raft) raft_get_configuration(node->raft, &index);
   pthread_mutex_unlock(&node->mutex);
-  int code = check_members(node->path, &configuration, given, text);
+  int code = check_members(node->path, &configuration, index, given, text);
   if (code != SQLITE_OK) return code;
   if (options_has(given, OPTION_NODE) && given->node != node->id)
     return fail(SQLITE_CANTOPEN, text, "option node=%" PRIu64 ": in this process %s is node %" PRIu64, given->node,
@@ -874,13 +940,16 @@ static int check_running(struct node *node, const struct options *given, char *t
 }
 
 /* registry_mutex held, given up meanwhile. */
-static int start_listed(const char *path, const struct options *given, struct node **out, char *text) {
+static int start_once(const char *path, const struct options *given, bool has_rebuilt, struct node **out, bool *again,
+                      char *text) {
   struct node *node = node_new(path);
+  *again = false;
   if (!node) return fail(SQLITE_NOMEM, text, "%s: no memory for the node", path);
+  node->has_rebuilt = has_rebuilt;
   node->next = nodes;
   nodes = node;
   pthread_mutex_unlock(&registry_mutex);
-  int code = start(node, given, text);
+  int code = start(node, given, again, text);
   pthread_mutex_lock(&registry_mutex);
   if (code == SQLITE_OK) {
     node->life = NODE_RUNNING;
@@ -890,6 +959,14 @@ static int start_listed(const char *path, const struct options *given, struct no
     unlist(node);
     node_free(node);
   }
+  return code;
+}
+
+/* registry_mutex held, given up meanwhile. A node that begins anew, or recovers, starts again after it; once each. */
+static int start_listed(const char *path, const struct options *given, struct node **out, char *text) {
+  bool again = true;
+  int code = SQLITE_OK;
+  for (int i = 0; i < NODE_STARTS_MAX && again; i++) code = start_once(path, given, i > 0, out, &again, text);
   return code;
 }
 

@@ -106,6 +106,12 @@ int node_take_snapshot(struct node *node, uint64_t *index, char *text);
 ** itself takes an election time-out at most. Not inside a write transaction of the caller.
 */
 int node_succession(struct node *node, uint64_t to, uint64_t deadline, uint64_t *leader, char *text);
+/*
+** Of the old cluster a majority is lost for good: writes down that this node begins a new one from what it holds, and stops
+** it; the next open does it. `members`: who is to be in the new cluster, in the form of option peers. VFS_REFUSED while a
+** leader or a majority is there, with a sentence; other errors likewise: nothing has happened then.
+*/
+int node_recover(struct node *node, const char *members, char *text);
 /* What became of (term, index). */
 enum raft_fate node_outcome(struct node *node, uint64_t term, uint64_t index);
 /* All zero while forming. */

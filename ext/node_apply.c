@@ -220,8 +220,9 @@ static void begin_epoch(struct node *node) {
 
 /* mutex held. */
 static bool has_work(const struct node *node) {
-  return (node->compensation_owed && !node->quarantine[0]) || node->form_wanted || node->keep_wanted ||
-         node->news_code != 0 || has_to_install(node) || may_begin_epoch(node) || has_to_apply(node);
+  return (node->compensation_owed && !node->quarantine[0]) || node->form_wanted || node->return_wanted ||
+         node->keep_wanted || node->news_code != 0 || has_to_install(node) || may_begin_epoch(node) ||
+         has_to_apply(node);
 }
 
 void node_wake_apply(struct node *node) {
@@ -235,6 +236,15 @@ static void keep(struct node *node, uint64_t *delay) {
   if (error == VFS_OK) return;
   set_blocked(node, error, *delay, text);
   back_off(node, &node->apply_condition, error, delay);
+}
+
+/* mutex held, given up meanwhile. */
+static void come_back(struct node *node, uint64_t *delay) {
+  char text[VFS_TEXT_MAX] = "";
+  int error = node_return(node, text);
+  if (error == VFS_OK) return;
+  set_blocked(node, error, NODE_RETRY_NS_MAX, text);
+  back_off(node, &node->apply_condition, VFS_OK, delay);
 }
 
 /* mutex held, given up meanwhile. */
@@ -257,6 +267,8 @@ static void apply_step(struct node *node, struct raft_entry *entries, uint64_t *
     pthread_mutex_unlock(&node->mutex);
     node_form(node);
     pthread_mutex_lock(&node->mutex);
+  } else if (node->return_wanted) {
+    come_back(node, delay);
   } else if (node->keep_wanted) {
     keep(node, delay);
   } else if (node->news_code != 0) {

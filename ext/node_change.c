@@ -239,16 +239,16 @@ bool node_step_add(struct node *node, struct node_command *command, struct raft_
 /* The leader itself is to lose its vote: another one leads first, so that no COMMIT fails. It carries this out then. */
 static bool hand_over_first(struct node *node, struct node_command *command, const struct look *look) {
   const struct node_errand *errand = &node->errand;
-  bool is_known = command->index != 0 && errand->number == command->index;
+  bool is_known = command->errand != 0 && errand->number == command->errand;
   if (is_known && errand->is_under_way) return false;
-  if (command->index != 0) { /* in vain, or this node has led again since */
-    command->index = 0;
+  if (command->errand != 0) { /* in vain, or this node has led again since */
+    command->errand = 0;
     command->since = look->now;
     not_yet(command, "another node has to lead first%s%.280s", is_known && errand->text[0] ? ": " : "",
             is_known ? errand->text : "");
   }
   if (look->now < command->since + NODE_PASSING_PAUSE) return false;
-  command->index = node_begin_succession(node, 0, look->now + NODE_PASSING_PATIENCE);
+  command->errand = node_begin_succession(node, 0, look->now + NODE_PASSING_PATIENCE);
   return command->why[0] ? false : not_yet(command, "another node has to lead first");
 }
 

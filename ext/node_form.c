@@ -3,8 +3,10 @@
 **
 ** The node's folder app.db-balsa/:
 **
-**   options   slot file, kind "OPTS": name=value lines of the options (options.h), formation=… and removed=…
-**             (node_members.c)
+**   options   slot file, kind "OPTS": name=value lines of the options (options.h), formation=…, removed=…
+**             (node_members.c), rejoin=1 (node_rebuild.c), recover=… (node_recover.c)
+**   members   slot file: whom to ask if the log is lost (node_rebuild.c)
+**   lost-<n>/ what was there when log or vote were lost, for the n-th time
 **   vote      slot file: node, incarnation, term, vote (raft/io/hard_state.h)
 **   log/      the log (raft/io/store.h)
 **   lock, database   of vfs/
@@ -26,7 +28,9 @@
 #define KEPT_VERSION 1
 
 static const char *const formations[] = {
-    [NODE_FRESH] = "fresh", [NODE_BOOTSTRAPPING] = "bootstrapping", [NODE_FORMED] = "formed", [NODE_JOINED] = "joined"};
+    [NODE_FRESH] = "fresh",   [NODE_BOOTSTRAPPING] = "bootstrapping", [NODE_FORMED] = "formed",
+    [NODE_JOINED] = "joined", [NODE_REBUILDING] = "rebuilding",       [NODE_RECOVERING] = "recovering",
+};
 
 /* ---- What the folder keeps ---- */
 
@@ -50,6 +54,20 @@ static uint64_t read_removed(const char *kept) {
   return at ? strtoull(at + strlen("\nremoved="), NULL, 10) : 0;
 }
 
+/* The id of the cluster that is to begin. */
+static bool read_recover(const char *kept, struct raft_uuid *cluster) {
+  const char *at = strstr(kept, "\nrecover=");
+  *cluster = (struct raft_uuid){{0}};
+  if (!at) return true;
+  at += strlen("\nrecover=");
+  for (size_t i = 0; i < RAFT_UUID_SIZE; i++) {
+    unsigned byte = 0;
+    if (strspn(at + 2 * i, "0123456789abcdef") < 2 || sscanf(at + 2 * i, "%2x", &byte) != 1) return false;
+    cluster->bytes[i] = (uint8_t)byte;
+  }
+  return true;
+}
+
 int node_kept_open(struct node *node, struct options *kept, char *text) {
   char path[OS_PATH_MAX + 16], payload[OPTIONS_KEPT_MAX], why[OPTIONS_TEXT_MAX] = "";
   size_t size = 0;
@@ -65,7 +83,10 @@ int node_kept_open(struct node *node, struct options *kept, char *text) {
   }
   payload[size] = 0;
   node->removed_index = read_removed(payload);
-  if (read_formation(payload, &node->formation) && options_from_kept(kept, payload, why)) return SQLITE_OK;
+  node->rejoins = strstr(payload, "\nrejoin=1\n") != NULL;
+  if (read_formation(payload, &node->formation) && read_recover(payload, &node->recover_cluster) &&
+      options_from_kept(kept, payload, why))
+    return SQLITE_OK;
   node_say(text, "%.300s: %.400s", path, why[0] ? why : "of another version of Balsa; use that one");
   return SQLITE_CANTOPEN;
 }
@@ -75,6 +96,13 @@ int node_kept_write(struct node *node, enum node_formation formation, uint64_t r
   int length = snprintf(kept, sizeof kept, "formation=%s\n", formations[formation]);
   if (removed_index != 0)
     length += snprintf(kept + length, sizeof kept - (size_t)length, "removed=%" PRIu64 "\n", removed_index);
+  if (formation == NODE_FRESH && node->rejoins)
+    length += snprintf(kept + length, sizeof kept - (size_t)length, "rejoin=1\n");
+  if (formation == NODE_RECOVERING) {
+    char cluster[NODE_UUID_TEXT];
+    node_uuid_text(&node->recover_cluster, cluster);
+    length += snprintf(kept + length, sizeof kept - (size_t)length, "recover=%s\n", cluster);
+  }
   if (!options_keep(&node->options, kept + length, sizeof kept - (size_t)length, text)) return SQLITE_CANTOPEN;
   int error = slot_file_write(node->kept_file, kept, strlen(kept));
   if (error) {
@@ -91,7 +119,11 @@ int node_keep(struct node *node, char *text) {
   pthread_mutex_unlock(&node->mutex);
   int code = node_kept_write(node, formation, removed_index, text);
   pthread_mutex_lock(&node->mutex);
-  if (code == SQLITE_OK) return VFS_OK;
+  if (code == SQLITE_OK) {
+    node->kept_formation = formation;
+    pthread_cond_broadcast(&node->epoch_condition);
+    return VFS_OK;
+  }
   node->keep_wanted = true;
   return code == SQLITE_FULL ? VFS_NO_SPACE : VFS_IO;
 }

@@ -15,6 +15,8 @@
 **   node_restore.c   a snapshot becomes the database
 **   node_transfer.c  the transfer thread: snapshots to followers, and from the leader
 **   node_request.c   commands to the leader, from any node
+**   node_rebuild.c   beginning anew under the old number, when log or vote are lost
+**   node_recover.c   a new cluster from this node alone, when a majority is lost
 **   node_succession.c  handing leadership over, on request and at a stop
 **   node_status.c  looking in
 **
@@ -84,6 +86,9 @@
 #define NODE_WHY_MAX 320                /* bytes of a sentence: what a command waits for */
 #define NODE_SUCCESSOR_LAG_MAX 1024     /* entries: who is further behind would make writers wait for it */
 #define NODE_SUCCESSOR_SLICE (5 * OS_MS)
+#define NODE_RECOVER_PATIENCE (5 * OS_SECOND) /* for balsa_recover() to be written down */
+#define NODE_STARTS_MAX 3                     /* of one open: as found, to begin anew or recover, and after that */
+#define NODE_LOST_MAX 3 /* folders lost-<n>: a node does not rebuild itself any more when there are so many */
 #define NODE_STOP_HAND_OVER_MAX (800 * OS_MS)  /* of a stop in order, to hand leadership over */
 #define NODE_STOP_TICKET_MAX (100 * OS_MS)     /* of that, for an open write transaction to end */
 #define NODE_GREETING_PATIENCE (2 * OS_SECOND) /* for a node that is to be added to answer at its address */
@@ -187,6 +192,7 @@ struct node_command {
   char why[NODE_WHY_MAX];      /* what it waits for */
   unsigned stage;              /* the step function's own, from 0; so are those below */
   uint64_t since;
+  uint64_t errand; /* number of the hand-over that it waits for */
   struct raft_hello hello;
 };
 
@@ -225,12 +231,23 @@ struct node_chunk {
   struct raft_payload *payload;
 };
 
+/* The members as the folder knows them, without this node. */
+struct node_known {
+  uint64_t node; /* 0: nothing is known */
+  struct raft_uuid cluster;
+  uint32_t n_members; /* of the cluster, this node among them */
+  struct raft_peer peers[RAFT_MEMBERS_MAX];
+  size_t n_peers;
+};
+
 /* What the folder keeps of a cluster's making. */
 enum node_formation {
   NODE_FRESH,         /* no cluster yet, or joined by the leader's entry 1: the log says which */
   NODE_BOOTSTRAPPING, /* it was writing entry 1 and the first state; nobody else has seen any of it */
   NODE_FORMED,        /* it wrote entry 1 and the first state, all durable */
   NODE_JOINED,        /* a committed configuration has named it */
+  NODE_REBUILDING,    /* it has lost its log or vote, and sets aside what is left */
+  NODE_RECOVERING,    /* it is to begin a cluster of its own from what its log holds */
 };
 
 enum node_life { NODE_STARTING, NODE_RUNNING, NODE_STOPPING, NODE_STOPPED };
@@ -255,6 +272,7 @@ struct node {
   struct raft_store *store;
   struct raft_hard_state_file *hard_state_file;
   struct slot_file *kept_file;
+  struct slot_file *known_file;
   struct raft_transport *transport;
   struct raft_transport_node *link; /* mutex; NULL once the node stops */
   struct raft_entry *ahead;         /* of the log, for the redo at start; NODE_APPEND_ENTRIES_MAX, NULL afterwards */
@@ -284,10 +302,19 @@ struct node {
   uint64_t armed;                          /* the timer stands at this time; 0: not armed */
   struct raft_configuration configuration; /* in force; n_members 0: none */
   enum node_formation formation;
+  enum node_formation kept_formation; /* as it was last written while the node ran */
   bool is_former;                     /* it wrote entry 1 */
   bool electable;                     /* as told to the core */
   uint32_t election_ms, heartbeat_ms; /* likewise; 0 not yet */
   struct raft_forming *forming;       /* NULL: not forming (any more) */
+  bool is_lost;                       /* at start: its log or vote is */
+  bool has_rebuilt;                   /* at start: this open has begun anew already */
+  bool starts_again;                  /* at start: another start has to follow */
+  bool rejoins;                       /* it has begun anew, under its number, and is not a member again yet */
+  bool return_wanted;                 /* it forms a cluster, and learns that it was a member of one */
+  struct raft_uuid recover_cluster;   /* RECOVERING: the id of the cluster that begins */
+  struct node_known known;            /* as found at start */
+  bool known_stale;                   /* the members are to be written down */
   char forming_text[VFS_TEXT_MAX];
   char refused_text[VFS_TEXT_MAX]; /* the last refusal by a peer; "" after any message from one */
   char quarantine[VFS_TEXT_MAX];   /* why it applies nothing more; "" if it does */
@@ -542,6 +569,45 @@ void node_forget_ahead(struct node *node);
 /* An entry of the log as vfs/ sees it; takes over the reference of the payload. */
 void node_log_entry(const struct raft_entry *entry, struct vfs_log_entry *log_entry);
 
+/* ---- node_rebuild.c ---- */
+
+/* Reads the file `members` at `path`. Negative errno. */
+int node_known_read(struct os *os, const char *path, struct node_known *known);
+/* The same of this node, at start; it is made if need be. SQLite error code, with a sentence. */
+int node_known_open(struct node *node, char *text);
+/* mutex held. The members or their addresses have changed: the log thread writes them down. */
+void node_known_changed(struct node *node);
+/* mutex held, given up meanwhile. On the log thread. */
+void node_known_write(struct node *node);
+/*
+** After a start that failed as `text` says. true: it is written down, durably, that this node begins anew under its number: start
+** again. false: nothing is changed; `text` says what to do.
+*/
+bool node_rebuild(struct node *node, const struct options *kept, const struct options *given, char *text);
+/* The folder into which what is lost goes, which is there. SQLite error code, with a sentence. */
+int node_lost_folder(struct node *node, char path[OS_PATH_MAX], char *text);
+/* At a start that finds NODE_REBUILDING, after the database: vote, log and snapshots go into `folder`; then it is fresh. */
+int node_set_aside(struct node *node, const struct options *kept, const char *folder, char *text);
+/*
+** mutex held. A node that forms a cluster, from an empty folder, is refused by a member of one that knows its number in another
+** incarnation: its folder was lost. It joins that cluster instead.
+*/
+void node_want_return(struct node *node);
+/* On the apply thread; mutex held, given up meanwhile. VFS error, with a sentence. */
+int node_return(struct node *node, char *text);
+/* mutex held. What a joiner says of itself: it takes the cluster's settings. */
+void node_join_facts(struct node *node);
+
+/* ---- node_recover.c ---- */
+
+/* At start: has the cluster that balsa_recover() began come to be? */
+bool node_is_recovered(const struct node *node, const struct raft_start *start);
+/*
+** At a start that finds NODE_RECOVERING, when the database shows all of the log through `last_index`: writes the snapshot with which the
+** new cluster begins. Start again afterwards. SQLite error code, with a sentence.
+*/
+int node_write_recovered(struct node *node, uint64_t last_index, char *text);
+
 /* ---- node_succession.c ---- */
 
 /* No lock held. Before a stop in order: hands over if this node leads and somebody can take over. */
@@ -576,6 +642,12 @@ void node_wake_snapshot(struct node *node);
 void node_need_snapshot(struct node *node);
 /* mutex held. There is a durable one at `index`, where the log weighs `weight`. */
 void node_snapshot_published(struct node *node, uint64_t index, uint64_t weight);
+/*
+** At start, no lock held, nobody else there: what the database shows now becomes the snapshot at `index`, the only entry of
+** `term`, at which `configuration` begins. VFS error, with a sentence.
+*/
+int node_snapshot_begin_anew(struct node *node, uint64_t index, uint64_t term,
+                             const struct raft_configuration *configuration, char *text);
 /* No lock held. Ends the thread, and what it writes: a view keeps the last checkpoint from being complete. */
 void node_end_snapshots(struct node *node);
 /* mutex held. */

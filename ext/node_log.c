@@ -248,6 +248,10 @@ static bool log_thread_step(struct node *node, struct raft_entry *entries) {
     read_for_follower(node, entries);
     return true;
   }
+  if (node->known_stale && !node->frozen) {
+    node_known_write(node);
+    return true;
+  }
   return false;
 }
 

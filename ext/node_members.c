@@ -178,6 +178,7 @@ void node_dial_members(struct node *node) {
 /* ---- Changes ---- */
 
 void node_members_changed(struct node *node) {
+  node_known_changed(node);
   review_learned(node);
   node_dial_members(node);
   node->parting_at = os_now(node->os) + NODE_PARTING;
@@ -295,12 +296,16 @@ static bool meet_member(struct node *node, const struct raft_hello *hello, struc
   if (!node_uuid_is_none(&hello->cluster) && !node_uuid_equal(&hello->cluster, &configuration->cluster))
     return refuse(refusal,
                   "node %" PRIu64 " is in cluster %s and node %" PRIu64
-                  " in cluster %s: one of them has a wrong address or folder",
+                  " in cluster %s: one of them has a wrong address or folder. If one of the clusters was begun by "
+                  "balsa_recover(), start the nodes of the other one with rebuild=1",
                   node->id, ours, hello->node, theirs);
   const struct raft_member *member = raft_configuration_find(configuration, hello->node);
   if (member && node_uuid_equal(&member->incarnation, &hello->incarnation)) {
     /* It may have moved: it dials us, and we answer where it says it is. */
-    if (learn(node, hello)) node_dial_members(node);
+    if (learn(node, hello)) {
+      node_known_changed(node);
+      node_dial_members(node);
+    }
     return true;
   }
   refuse_by_configuration(node, refusal);
@@ -313,10 +318,11 @@ static bool meet_member(struct node *node, const struct raft_hello *hello, struc
   if (!member)
     return refuse(refusal, "node %" PRIu64 " is not a member of cluster %s, to which node %" PRIu64 " belongs",
                   hello->node, ours, node->id);
+  refusal->knows_number = true;
   return refuse(refusal,
                 "node %" PRIu64
                 " came to cluster %s with another folder than it joined with: bring back its folder; one whose "
-                "folder is lost has to join as a new member",
+                "folder is lost joins anew, with a fresh folder and the same peers, or join=host:port",
                 hello->node, ours);
 }
 
@@ -435,6 +441,7 @@ void node_refused(void *ctx, uint64_t peer, uint32_t contact, const struct raft_
   else
     snprintf(node->refused_text, sizeof node->refused_text, "refused by node %" PRIu64 ": %.600s", peer, refusal->text);
   if (contact == 0) hear_refusal(node, refusal);
+  if (contact == 0 && refusal->is_no_member && refusal->knows_number) node_want_return(node);
   pthread_mutex_unlock(&node->mutex);
 }
 

@@ -191,8 +191,7 @@ static int check(struct node *node, const struct raft_start *start, const struct
     node_say(
         text,
         "%s/log begins at entry %" PRIu64
-        ", but no snapshot in %s/snapshots reaches so far: restore the folder from a copy, or move it away and let "
-        "the node join anew",
+        ", but no snapshot in %s/snapshots reaches so far",
         node->folder, start->first_index, node->folder);
     return SQLITE_CORRUPT;
   }
@@ -201,13 +200,14 @@ static int check(struct node *node, const struct raft_start *start, const struct
              "%s: it ends in term %" PRIu64 ", but %s/log goes on behind term %" PRIu64
              ": they are not of one node. Restore both from the same copy",
              snapshot->path, meta->term, node->folder, start->prev_term);
-    return SQLITE_CORRUPT;
+    return SQLITE_CANTOPEN;
   }
   const struct raft_configuration *latest = node_start_latest(start);
-  if (latest && !node_uuid_equal(&latest->cluster, &snapshot->configuration.cluster)) {
-    node_say(text, "%s is of another cluster than %s/log: restore both from the same copy", snapshot->path,
+  /* The cluster may be another: that is how one begins that was recovered (node_recover.c). */
+  if (latest && !node_uuid_equal(&latest->database, &snapshot->configuration.database)) {
+    node_say(text, "%s is of another database than %s/log: restore both from the same copy", snapshot->path,
              node->folder);
-    return SQLITE_CORRUPT;
+    return SQLITE_CANTOPEN;
   }
   return SQLITE_OK;
 }
@@ -278,11 +278,8 @@ int node_restore(struct node *node, struct raft_start *start, struct raft_config
   if (code == SQLITE_OK) code = find_newest(node, start->first_index, snapshot, text);
   if (code != SQLITE_OK) return code;
   if (snapshot->reader && !node->is_restart) {
-    node_say(text,
-             "%s is there, but the node has no vote and no log: restore %s from a copy, or move it away and let the "
-             "node join anew",
-             snapshot->path, node->folder);
-    return SQLITE_CANTOPEN;
+    node_say(text, "%s is there, but vote and log are gone from %s", snapshot->path, node->folder);
+    return SQLITE_CORRUPT;
   }
   if (!snapshot->reader && start->first_index == 1) return SQLITE_OK;
   code = check(node, start, snapshot, text);

@@ -239,6 +239,46 @@ static int take(struct node *node, char *text) {
   return error;
 }
 
+/* Behind all that the log holds. */
+static int describe_beginning(struct taking *taking, uint64_t index, uint64_t term,
+                              const struct raft_configuration *configuration) {
+  const struct vfs_state_info *info = &taking->info;
+  const struct raft_term_start *terms;
+  size_t n = raft_get_terms(taking->node->raft, &terms), size = raft_configuration_size(configuration);
+  size_t first = n >= SNAPSHOT_TERMS_MAX ? n + 1 - SNAPSHOT_TERMS_MAX : 0;
+  taking->meta = (struct snapshot_meta){
+      .index = index,
+      .term = term,
+      .set_index = index, /* what comes next goes on from here, as in every snapshot */
+      .checksum = info->checksum,
+      .page_size = info->page_size,
+      .pages = info->pages,
+      .configuration_index = index,
+      .configuration_size = (uint32_t)size,
+  };
+  taking->terms = malloc((n + 1) * sizeof *taking->terms);
+  taking->configuration = malloc(size);
+  if (!taking->terms || !taking->configuration) return VFS_NO_MEMORY;
+  for (size_t i = first; i < n; i++)
+    taking->terms[taking->meta.n_terms++] = (struct snapshot_term){.term = terms[i].term, .index = terms[i].index};
+  taking->terms[taking->meta.n_terms++] = (struct snapshot_term){.term = term, .index = index};
+  raft_configuration_encode(configuration, taking->configuration);
+  taking->meta.terms = taking->terms;
+  taking->meta.configuration = taking->configuration;
+  return VFS_OK;
+}
+
+int node_snapshot_begin_anew(struct node *node, uint64_t index, uint64_t term,
+                             const struct raft_configuration *configuration, char *text) {
+  struct taking taking = {.node = node, .text = text};
+  int error = open_view(&taking);
+  if (!error) error = describe_beginning(&taking, index, term, configuration);
+  if (!error) error = write_file(&taking);
+  end_taking(&taking);
+  if (error && !text[0]) node_say(text, "%s: no snapshot of it can be taken", node->path);
+  return error;
+}
+
 /* ---- When ---- */
 
 /*

@@ -206,18 +206,18 @@ uint64_t node_begin_succession(struct node *node, uint64_t to, uint64_t deadline
 bool node_step_transfer(struct node *node, struct node_command *command, struct raft_request *reply) {
   const struct node_errand *errand = &node->errand;
   bool is_done = command->request.node ? command->request.node == node->id : command->request.index != node->id;
-  if (command->index == 0 && is_done && command->request.index != 0) {
+  if (command->errand == 0 && is_done && command->request.index != 0) {
     reply->status = NODE_REPLY_OK;
     reply->node = node->id;
     return true;
   }
-  if (command->index == 0) {
-    command->index = node_begin_succession(node, command->request.node, command->deadline);
+  if (command->errand == 0) {
+    command->errand = node_begin_succession(node, command->request.node, command->deadline);
     snprintf(command->why, sizeof command->why, "another hand-over is under way");
     return false;
   }
-  if (errand->number == command->index && errand->is_under_way) return false;
-  if (errand->number != command->index || errand->error == VFS_NOT_HERE) {
+  if (errand->number == command->errand && errand->is_under_way) return false;
+  if (errand->number != command->errand || errand->error == VFS_NOT_HERE) {
     node_reply_not_leader(node, reply);
     return true;
   }

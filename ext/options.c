@@ -226,13 +226,21 @@ static bool set_auto_vacuum(struct options *options, const char *value, const ch
   return parse_word(value, words, 3, &options->auto_vacuum);
 }
 
-static bool set_insecure(struct options *options, const char *value, const char **why) {
+static bool parse_switch(const char *value, bool *is_on, const char **why) {
   static const char *const words[] = {"0|no|off|false", "1|yes|on|true"};
   uint32_t on = 0;
   *why = "it must be 0 or 1";
   if (!parse_word(value, words, 2, &on)) return false;
-  options->insecure = on == 1;
+  *is_on = on == 1;
   return true;
+}
+
+static bool set_insecure(struct options *options, const char *value, const char **why) {
+  return parse_switch(value, &options->insecure, why);
+}
+
+static bool set_rebuild(struct options *options, const char *value, const char **why) {
+  return parse_switch(value, &options->rebuild, why);
 }
 
 /* Bytes, plain or with a unit of 1,024. */
@@ -283,6 +291,7 @@ static const struct {
     [OPTION_SNAPSHOT_THRESHOLD] = {"snapshot_threshold", set_snapshot_threshold},
     [OPTION_LOG_TAIL] = {"log_tail", set_log_tail},
     [OPTION_WAL_LIMIT] = {"wal_limit", set_wal_limit},
+    [OPTION_REBUILD] = {"rebuild", set_rebuild},
 };
 
 void options_init(struct options *options) {
@@ -337,7 +346,7 @@ static bool unknown_option(const char *name, const char *source, char *text) {
   return fail(
       text,
       "%s %.64s is not an option: there are node, listen, advertise, peers, join, heartbeat, election, commit_timeout, "
-      "page_size, auto_vacuum, insecure, snapshot_threshold, log_tail, wal_limit",
+      "page_size, auto_vacuum, insecure, snapshot_threshold, log_tail, wal_limit, rebuild",
       source, name);
 }
 
@@ -404,24 +413,28 @@ bool options_from_uri(struct options *options, const char *filename, char *text)
   return true;
 }
 
+void options_take_contacts(struct options *options, const struct options *from) {
+  unsigned both = 1u << OPTION_PEERS | 1u << OPTION_JOIN;
+  memcpy(options->peers, from->peers, sizeof from->peers);
+  options->n_peers = from->n_peers;
+  memcpy(options->join, from->join, sizeof from->join);
+  options->n_join = from->n_join;
+  options->waits = from->waits;
+  options->given = (options->given & ~both) | (from->given & both);
+}
+
 void options_merge(struct options *options, const struct options *over) {
   if (options_has(over, OPTION_NODE)) options->node = over->node;
   if (options_has(over, OPTION_LISTEN)) memcpy(options->listen, over->listen, sizeof over->listen);
   if (options_has(over, OPTION_ADVERTISE)) memcpy(options->advertise, over->advertise, sizeof over->advertise);
-  if (options_has(over, OPTION_PEERS) || options_has(over, OPTION_JOIN)) {
-    memcpy(options->peers, over->peers, sizeof over->peers);
-    options->n_peers = over->n_peers;
-    memcpy(options->join, over->join, sizeof over->join);
-    options->n_join = over->n_join;
-    options->waits = over->waits;
-    options->given &= ~(1u << OPTION_PEERS | 1u << OPTION_JOIN);
-  }
+  if (options_has(over, OPTION_PEERS) || options_has(over, OPTION_JOIN)) options_take_contacts(options, over);
   if (options_has(over, OPTION_HEARTBEAT)) options->heartbeat_ms = over->heartbeat_ms;
   if (options_has(over, OPTION_ELECTION)) options->election_ms = over->election_ms;
   if (options_has(over, OPTION_COMMIT_TIMEOUT)) options->commit_timeout_ms = over->commit_timeout_ms;
   if (options_has(over, OPTION_PAGE_SIZE)) options->page_size = over->page_size;
   if (options_has(over, OPTION_AUTO_VACUUM)) options->auto_vacuum = over->auto_vacuum;
   if (options_has(over, OPTION_INSECURE)) options->insecure = over->insecure;
+  if (options_has(over, OPTION_REBUILD)) options->rebuild = over->rebuild;
   if (options_has(over, OPTION_SNAPSHOT_THRESHOLD)) options->snapshot_threshold = over->snapshot_threshold;
   if (options_has(over, OPTION_LOG_TAIL)) options->log_tail = over->log_tail;
   if (options_has(over, OPTION_WAL_LIMIT)) options->wal_limit = over->wal_limit;

@@ -43,6 +43,7 @@ enum option {
   OPTION_SNAPSHOT_THRESHOLD,
   OPTION_LOG_TAIL,
   OPTION_WAL_LIMIT,
+  OPTION_REBUILD,
   OPTIONS_COUNT,
 };
 
@@ -57,6 +58,7 @@ struct options {
   bool waits; /* join=wait: until balsa_add on a member names this node */
   uint32_t heartbeat_ms, election_ms, commit_timeout_ms, page_size, auto_vacuum;
   bool insecure;
+  bool rebuild;                /* begin anew from the other members; never kept */
   uint64_t snapshot_threshold; /* bytes of log, at least, between two snapshots */
   uint32_t wal_limit;          /* frames in the WAL, while nobody holds it back */
   uint64_t log_tail;           /* bytes of log kept behind a snapshot, for followers that are a little late */
@@ -87,6 +89,9 @@ static inline bool options_joins(const struct options *options) {
 
 /* What `over` has given replaces what `options` has; of join and peers one replaces the other. */
 void options_merge(struct options *options, const struct options *over);
+
+/* Which cluster it enters, and how, as `from` says, instead of what `options` says: peers, join. */
+void options_take_contacts(struct options *options, const struct options *from);
 
 /* Takes back the addresses that followed from kept `peers`: with another list they are others. */
 void options_forget_derived(struct options *options);

@@ -266,5 +266,5 @@ int balsa_tables_register(sqlite3 *db) {
   static char members;
   int code = sqlite3_create_module_v2(db, "balsa_status", &module, NULL, NULL);
   if (code == SQLITE_OK) code = sqlite3_create_module_v2(db, "balsa_members", &module, &members, NULL);
-  return code;
+  return code == SQLITE_OK ? balsa_compare_register(db) : code;
 }

@@ -6,13 +6,15 @@
 #
 # A program says how many of its tests passed either as cmocka does or, on a line of its own, as
 # "N passed, N failed" (the last such line counts). A program that dies, or that exits with
-# another status than its count tells, is one more failed test; so is one that tested nothing.
+# another status than its count tells, is one more failed test; so is one that tested nothing, unless it says
+# "N passed, N failed, N skipped" and why.
 # --must-fail: a known-bad variant; it passes if it exits with status 1 and says what it found.
 # --show: its output is shown as it comes; --tell: at the end. Otherwise it is shown if something failed.
 
 if [ "$1" = --sum ]; then
   [ -f "$2" ] || { echo "0 passed, 0 failed"; exit 0; }
-  awk '{ passed += $1; failed += $2 } END { printf "%d passed, %d failed\n", passed, failed; exit failed != 0 }' "$2"
+  awk '{ passed += $1; failed += $2 } $3 == "SKIPPED" { skipped += 1 }
+    END { printf "%d passed, %d failed%s\n", passed, failed, skipped ? ", " skipped " skipped" : ""; exit failed != 0 }' "$2"
   exit
 fi
 
@@ -63,10 +65,15 @@ else
     END { if (told) print told_passed, told_failed; else print passed + 0, failed + 0 }' "$log")
   passed=$1 failed=$2
   [ "$status" -ne 0 ] && [ "$failed" -eq 0 ] && failed=1
-  [ "$status" -eq 0 ] && [ "$passed" -eq 0 ] && failed=1
+  skipped=$(sed -n 's/.* failed, \([0-9][0-9]*\) skipped.*/\1/p' "$log" | tail -n 1)
+  [ "$status" -eq 0 ] && [ "$passed" -eq 0 ] && [ "${skipped:-0}" -eq 0 ] && failed=1
 fi
 
 [ -n "$RESULTS" ] && printf '%d %d %s\n' "$passed" "$failed" "$name" >>"$RESULTS"
+if [ "${skipped:-0}" -ne 0 ]; then
+  [ -n "$RESULTS" ] && printf '0 0 SKIPPED %s\n' "$name" >>"$RESULTS"
+  [ -z "$show" ] && grep SKIPPED "$log"
+fi
 if [ "$failed" -ne 0 ]; then
   [ -z "$show" ] && tail -n "${LOG_LINES:-200}" "$log"
   printf '  %-36s %5d passed, %d FAILED, exit status %d, %d s\n' "$name" "$passed" "$failed" "$status" "$seconds"
@@ -75,4 +82,5 @@ fi
 [ -n "$tell" ] && sed 's/^/    /' "$log"
 found=
 [ -n "$must_fail" ] && found=", caught: $(grep -m1 -iE 'seed' "$log" | cut -c1-100)"
+[ "${skipped:-0}" -ne 0 ] && found=", $skipped skipped"
 printf '  %-36s %5d passed, %d s%s\n' "$name" "$passed" "$seconds" "$found"

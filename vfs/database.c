@@ -161,7 +161,7 @@ static int look(struct vfs_database *database, struct vfs_found *found, char *te
   return VFS_OK;
 }
 
-static int open_files(struct vfs_database *database, struct vfs_found *found, char *text) {
+static int open_files(struct vfs_database *database, const char *aside, struct vfs_found *found, char *text) {
   char path[OS_PATH_MAX];
   int code = SQLITE_OK;
   database->file = vfs_open_base(database, database->name,
@@ -172,6 +172,7 @@ static int open_files(struct vfs_database *database, struct vfs_found *found, ch
   }
   int error = error_of_errno(
       vfs_ownership_take(database->os, database->path, database->folder, &database->ownership, text));
+  if (!error && aside) error = vfs_set_aside(database, aside, text);
   if (error) return error;
   snprintf(path, sizeof path, "%s/database", database->folder);
   error = vfs_marks_open(database->os, path, &database->marks, &found->has_marks, &database->marks_file);
@@ -220,7 +221,7 @@ int vfs_database_open(const struct vfs_database_options *options, struct vfs_dat
   database->boundaries = malloc(VFS_BOUNDARIES_MAX * sizeof *database->boundaries);
   int error = VFS_NO_MEMORY;
   if (database->path && database->folder && database->name && database->boundaries)
-    error = open_files(database, found, text);
+    error = open_files(database, options->set_aside, found, text);
   if (error)
     vfs_database_close(database);
   else
@@ -228,7 +229,7 @@ int vfs_database_open(const struct vfs_database_options *options, struct vfs_dat
   return error;
 }
 
-static int lock_files(struct vfs_database *database, char *text) {
+int vfs_database_lock_files(struct vfs_database *database, char *text) {
   if (database->is_locked) return VFS_OK;
   int error = vfs_ownership_lock_files(database->ownership, START_READERS_MS, &database->is_alone, text);
   database->is_locked = error == 0;
@@ -262,7 +263,7 @@ static int recover_plain(struct vfs_database *database, int (*check)(sqlite3 *db
 }
 
 static int lock_alone(struct vfs_database *database, const char *why, char *text) {
-  int error = lock_files(database, text);
+  int error = vfs_database_lock_files(database, text);
   if (error || database->is_alone) return error;
   snprintf(text, VFS_TEXT_MAX, "%s is open in another program; close it there while %s", database->path, why);
   return VFS_BUSY;
@@ -413,7 +414,7 @@ void vfs_folder_of(const char *path, char *folder, size_t size) {
 
 int vfs_database_create(struct vfs_database *database, uint32_t page_size, uint32_t auto_vacuum, char *text) {
   char folder[OS_PATH_MAX];
-  int error = lock_files(database, text);
+  int error = vfs_database_lock_files(database, text);
   if (!error) error = vfs_database_set_page_size(database, page_size);
   if (error) return error;
   vfs_first_page(database->after, page_size, auto_vacuum);
@@ -441,7 +442,7 @@ int vfs_database_create(struct vfs_database *database, uint32_t page_size, uint3
 int vfs_database_start(struct vfs_database *database, const struct vfs_start_options *options, uint64_t *applied,
                        char *text) {
   sqlite3_int64 size = 0;
-  int error = lock_files(database, text);
+  int error = vfs_database_lock_files(database, text);
   if (error) return error;
   *applied = options->commit_index;
   if (database->file->pMethods->xFileSize(database->file, &size) != SQLITE_OK) return VFS_IO;

@@ -211,6 +211,11 @@ struct vfs_wal_file {
   sqlite3_file *real;
 };
 
+/* aside.c: at open, before the marks are read. What is there of the database goes into `folder`. */
+int vfs_set_aside(struct vfs_database *database, const char *folder, char *text);
+/* database.c. Takes the files, once. */
+int vfs_database_lock_files(struct vfs_database *database, char *text);
+
 /* register.c: a connection is closed. */
 void vfs_database_detach(struct vfs_database *database);
 /* register.c: this process was forked from the one that uses the databases: its copies of locks and states are dead. */

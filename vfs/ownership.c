@@ -326,6 +326,11 @@ int vfs_ownership_settle(struct vfs_ownership *ownership, char *text) {
   return rc == 0 ? 0 : fail_lock(text, ownership->database_path, rc);
 }
 
+void vfs_ownership_forget_files(struct vfs_ownership *ownership) {
+  give_up(&ownership->shm);
+  give_up(&ownership->database);
+}
+
 void vfs_ownership_release(struct vfs_ownership *ownership) {
   if (ownership == NULL) return;
   give_up(&ownership->shm);

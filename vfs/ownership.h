@@ -37,6 +37,9 @@ int vfs_ownership_lock_files(struct vfs_ownership *ownership, uint32_t deadline_
 ** the database, without a gap. */
 int vfs_ownership_settle(struct vfs_ownership *ownership, char *text);
 
+/* After lock_files was alone, and the files have other names: lock_files may be called again, for what is there now. */
+void vfs_ownership_forget_files(struct vfs_ownership *ownership);
+
 /*
 ** Gives everything up and frees it; accepts NULL. Close the base VFS's handles of the database before: while
 ** a POSIX lock is on the file, the descriptors stay open (unlocked) until a later release finds none.

@@ -86,9 +86,10 @@ struct vfs_database;
 
 struct vfs_database_options {
   struct os *os;
-  sqlite3_vfs *base;  /* the real file system's */
-  const char *path;   /* absolute */
-  const char *folder; /* app.db-balsa, exists */
+  sqlite3_vfs *base;     /* the real file system's */
+  const char *path;      /* absolute */
+  const char *folder;    /* app.db-balsa, exists */
+  const char *set_aside; /* a folder, exists: what is there of the database is moved into it first; NULL: nothing is */
   const struct vfs_node_methods *methods;
   void *node;
   uint32_t commit_timeout_ms;
@@ -152,6 +153,11 @@ int vfs_database_export(struct vfs_database *database, int (*each)(void *ctx, co
 int vfs_database_find_edit(struct vfs_database *database, uint64_t log_last, bool *is_edited, char *text);
 /* The adopted or edited file is the state at `index`: a durable mark. */
 int vfs_database_mark(struct vfs_database *database, uint64_t index, char *text);
+/*
+** An adopted database that was not begun from after all: it is copied into `folder`, which is there, and is as one that never
+** was, to the connections that are open too. Before vfs_database_start.
+*/
+int vfs_database_clear(struct vfs_database *database, const char *folder, char *text);
 /*
 ** Page 1 of a new, empty database, equal on every node; durable. For a file without content. May come after start
 ** and with connections open (until then they see an empty database and cannot write).

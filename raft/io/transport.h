@@ -44,6 +44,7 @@ struct raft_hello {
 /* Why a node is not welcome. */
 struct raft_refusal {
   char text[RAFT_TRANSPORT_TEXT_MAX]; /* a sentence for people */
+  bool knows_number;                  /* as a member's, in another incarnation */
   bool is_no_member; /* the refused node is none of `cluster` by its configuration at `index`, committed */
   struct raft_uuid cluster;
   uint64_t index;

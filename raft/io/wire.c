@@ -31,7 +31,8 @@
 **
 **   16     2  length of the sentence
 **   18     …  the sentence, UTF-8, without a NUL; then
-**          1  1 if the refused node is no member (any more) of the cluster that follows
+**          1  bits: 1 the refused node is no member (any more) of the cluster that follows, 2 its number is a member's, in
+**             another incarnation
 **         16  that cluster
 **          8  index of the committed configuration that says so
 **
@@ -97,6 +98,8 @@
 #define HELLO_FIXED 114u
 #define REFUSAL_FIXED 18u
 #define REFUSAL_TAIL 25u
+#define REFUSAL_NO_MEMBER 1
+#define REFUSAL_KNOWS_NUMBER 2
 #define REQUEST_FIXED 96u
 #define REQUEST_VERSION 1
 #define MESSAGE_FIXED (WIRE_HEADER_SIZE + WIRE_MESSAGE_SIZE)
@@ -186,7 +189,8 @@ uint32_t wire_encode_refusal(const struct raft_refusal *refusal, uint8_t *bytes)
   encode_header(bytes, length, WIRE_REFUSAL);
   le16_put(bytes + 16, (uint16_t)size);
   memcpy(bytes + REFUSAL_FIXED, refusal->text, size);
-  tail[0] = refusal->is_no_member;
+  tail[0] = (uint8_t)((refusal->is_no_member ? REFUSAL_NO_MEMBER : 0) |
+                      (refusal->knows_number ? REFUSAL_KNOWS_NUMBER : 0));
   memcpy(tail + 1, refusal->cluster.bytes, RAFT_UUID_SIZE);
   le64_put(tail + 17, refusal->index);
   le64_put(bytes + 8, head_checksum(bytes, length));
@@ -207,7 +211,8 @@ int wire_decode_refusal(const uint8_t *frame, uint32_t length, struct raft_refus
   take_sentence(frame + REFUSAL_FIXED, size, refusal->text);
   const uint8_t *tail = frame + REFUSAL_FIXED + size;
   if (length - REFUSAL_FIXED - size < REFUSAL_TAIL) return RAFT_OK;
-  refusal->is_no_member = tail[0] == 1;
+  refusal->is_no_member = (tail[0] & REFUSAL_NO_MEMBER) != 0;
+  refusal->knows_number = (tail[0] & REFUSAL_KNOWS_NUMBER) != 0;
   memcpy(refusal->cluster.bytes, tail + 1, RAFT_UUID_SIZE);
   refusal->index = le64_get(tail + 17);
   return RAFT_OK;

@@ -53,7 +53,7 @@ class Report:
     """Counts checks; says each that fails, and the sum at the end."""
 
     def __init__(self):
-        self.passed = self.failed = 0
+        self.passed = self.failed = self.skipped = 0
         self.began = time.monotonic()
 
     def say(self, text):
@@ -67,9 +67,15 @@ class Report:
             self.say(f"FAILED: {what}{': ' + str(detail) if detail != '' else ''}")
         return bool(good)
 
+    def skip(self, what, why):
+        """What cannot be tested on this machine."""
+        self.skipped += 1
+        self.say(f"SKIPPED: {what}: {why}")
+
     def finish(self):
-        print(f"{self.passed} passed, {self.failed} failed", flush=True)
-        return 1 if self.failed or not self.passed else 0
+        skipped = f", {self.skipped} skipped" if self.skipped else ""
+        print(f"{self.passed} passed, {self.failed} failed{skipped}", flush=True)
+        return 1 if self.failed or not (self.passed or self.skipped) else 0
 
 
 def arguments(description, **defaults):
@@ -166,6 +172,8 @@ def clean_environment(library=None):
 class Node:
     """A node and the process that it lives in (worker.py)."""
 
+    prefix = ()  # of the process's command
+
     def __init__(self, cluster, number, port, peer_port, folder=None):
         self.cluster, self.number, self.port, self.peer_port = cluster, number, port, peer_port
         self.folder = folder or os.path.join(cluster.folder, f"node{number}")
@@ -179,7 +187,7 @@ class Node:
         options = {
             "vfs": "balsa",
             "node": self.number,
-            "listen": f"{HOST}:{self.port}",
+            "listen": f"{self.cluster.host(self.number)}:{self.port}",
             **({"advertise": f"{HOST}:{self.peer_port}"} if self.peer_port != self.port else {}),
             "peers": self.cluster.peers,
             **self.cluster.options,
@@ -206,7 +214,7 @@ class Node:
         }
         errors = open(os.path.join(self.folder, f"errors-{self.runs}.txt"), "wb")
         self.process = start_process(
-            [PYTHON, os.path.join(HERE, "worker.py"), json.dumps(config)],
+            [*self.prefix, PYTHON, os.path.join(HERE, "worker.py"), json.dumps(config)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
@@ -304,7 +312,7 @@ class Cluster:
         self.proxy = None
         ports = free_ports(2 * count if proxied else count)
         peer_ports = ports[count:] if proxied else ports
-        self.peers = ",".join(f"{i + 1}@{HOST}:{port}" for i, port in enumerate(peer_ports))
+        self.peers = ",".join(f"{i + 1}@{self.host(i + 1)}:{port}" for i, port in enumerate(peer_ports))
         if proxied:
             self.proxy = start_process(
                 [PYTHON, os.path.join(HERE, "proxy.py")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -314,6 +322,10 @@ class Cluster:
                 listen={i + 1: ports[i] for i in range(count)}, ports={i + 1: peer_ports[i] for i in range(count)}
             )
         self.nodes = [kind(self, i + 1, ports[i], peer_ports[i]) for i in range(count)]
+
+    def host(self, _number):
+        """Where the node of this number is."""
+        return HOST
 
     def tell_proxy(self, **request):
         if self.proxy is None:

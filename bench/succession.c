@@ -133,7 +133,7 @@ static uint64_t longest_common(const struct reply replies[BENCH_NODES_MAX], uint
 }
 
 static void hand_over(struct cluster *cluster, struct series *series) {
-  struct reply reply, replies[BENCH_NODES_MAX];
+  struct reply reply, replies[BENCH_NODES_MAX] = {{.is_ok = false}};
   uint64_t begin = now_ns();
   child_ask(cluster->leader, &(struct request){.operation = OP_TRANSFER}, &reply);
   sleep_ms(AFTER_MS);

@@ -61,9 +61,9 @@ static bool read_recover(const char *kept, struct raft_uuid *cluster) {
   if (!at) return true;
   at += strlen("\nrecover=");
   for (size_t i = 0; i < RAFT_UUID_SIZE; i++) {
-    unsigned byte = 0;
-    if (strspn(at + 2 * i, "0123456789abcdef") < 2 || sscanf(at + 2 * i, "%2x", &byte) != 1) return false;
-    cluster->bytes[i] = (uint8_t)byte;
+    char byte[3] = {at[2 * i], at[2 * i] ? at[2 * i + 1] : 0, 0};
+    if (strspn(byte, "0123456789abcdef") != 2) return false;
+    cluster->bytes[i] = (uint8_t)strtoul(byte, NULL, 16);
   }
   return true;
 }

@@ -103,6 +103,7 @@ static int move_files(struct aside *aside, sqlite3_int64 size) {
   return database->file ? VFS_OK : fail(aside, database->path, -EIO);
 }
 
+/* NOLINTNEXTLINE(readability-non-const-parameter): written through aside.text */
 int vfs_database_clear(struct vfs_database *database, const char *folder, char *text) {
   struct aside aside = {.database = database, .folder = folder, .text = text};
   sqlite3_int64 size = 0;

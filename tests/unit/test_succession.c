@@ -84,7 +84,7 @@ static void no_commit_fails_when_leadership_is_handed_over(void **state) {
     int to = (leader + 1 + i % 2) % 3;
     await_rows(20);
     snprintf(sql, sizeof sql, "SELECT balsa_transfer(%d)", to + 1);
-    assert_int_equal(atoi(ask(cluster.db[i % 3], sql)), to + 1); /* whichever node is asked */
+    assert_int_equal(strtol(ask(cluster.db[i % 3], sql), NULL, 10), to + 1); /* whichever node is asked */
     leader = to;
   }
   await_rows(20);
@@ -101,7 +101,7 @@ static void a_leader_that_stops_has_handed_over_before(void **state) {
   open_cluster(&cluster);
   int leader = run_on_leader(&cluster, "CREATE TABLE t(a)");
   char term[32];
-  snprintf(term, sizeof term, "%lld", atoll(ask(cluster.db[leader], "SELECT term FROM balsa_status")) + 1);
+  snprintf(term, sizeof term, "%lld", strtoll(ask(cluster.db[leader], "SELECT term FROM balsa_status"), NULL, 10) + 1);
   stop(cluster.db[leader]);
   int leaders = 0;
   for (int i = 0; i < 3; i++) {

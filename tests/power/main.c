@@ -104,8 +104,8 @@ static void print_counters(const struct power_counters *c) {
          " by kill); %" PRIu64 " stops in order\n",
          c->lives, c->crashes_in_start, c->crashes_in_run, c->crashes_in_stop, c->kills, c->stops);
   printf("%" PRIu64 " lives with errors (%" PRIu64 " at chosen sites), %" PRIu64 " with a full disk; %" PRIu64
-         " starts refused\n",
-         c->faulty, c->injected, c->full, c->refused);
+         " starts refused; %" PRIu64 " times the database was removed\n",
+         c->faulty, c->injected, c->full, c->refused, c->removed);
   printf("%" PRIu64 " transactions: %" PRIu64 " acknowledged, %" PRIu64 " unknown, %" PRIu64 " lost; %" PRIu64
          " rolled back, %" PRIu64 " vacuums, %" PRIu64 " snapshots, %" PRIu64 " whole reads; %" PRIu64
          " calls that change the disk\n",
@@ -152,6 +152,11 @@ static const struct {
     {"dsync balsa/log/#.log stop", "a seal: all before it was durable"},
     {"dsync balsa/log/base s", "the cut of a torn batch is done again, or the log keeps what could have gone"},
     {"dsync balsa/options start", "what was kept last time is what is written"},
+    {"sync balsa/log/#.log create", "the same batch is written again at every start"},
+    {"sync balsa/log/#.log run", "zeros beneath a batch that is synced itself"},
+    {"sync balsa/snapshots/snapshot.new st", "the same call as in run, and rare"},
+    {"syncdir balsa/snapshots st", "the same call as in run, and rare"},
+    {"syncdir balsa/log stop", "the same call as in run, and rare"},
     {"sync balsa/options", "zeros beneath records that are synced themselves"},
     {"sync balsa/database", "zeros beneath records that are synced themselves"},
     {"sync balsa/vote", "zeros beneath records that are synced themselves"},

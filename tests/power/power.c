@@ -144,7 +144,7 @@ static uint64_t draw_call(struct power *power, unsigned bits) {
 }
 
 static enum sim_disk_crash draw_kind(struct power *power) {
-  return chance(power, 850) ? SIM_DISK_POWER_LOSS : SIM_DISK_KILL;
+  return chance(power, 750) ? SIM_DISK_POWER_LOSS : SIM_DISK_KILL;
 }
 
 /* ---- Errors ---- */
@@ -364,6 +364,17 @@ static void count_crash(struct power *power) {
     power_count(power, strcmp(power->phase, "stop") == 0 ? &counters->crashes_in_stop : &counters->crashes_in_start);
 }
 
+/* Somebody removes the database while the machine is down: the log and the snapshot have it all. */
+static void lose_database(struct power *power) {
+  struct os *os = sim_machine_os(power->machine);
+  uint64_t commits = 0;
+  for (size_t i = 0; i < power->history.n; i++) commits += power->history.states[i].fate == FATE_COMMITTED;
+  if (commits < 2 || !chance(power, 80)) return; /* one is the empty database */
+  if (os_remove(os, POWER_PATH) == 0 && os_sync_directory(os, POWER_FOLDER) == 0)
+    power_count(power, &power->counters.removed);
+  tell(power, "the database file is removed");
+}
+
 /* The machine is down: everything that the process had goes, and it comes up again. */
 static void end_crashed(struct power *power, sqlite3 *db) {
   await_stopped(power);
@@ -372,6 +383,8 @@ static void end_crashed(struct power *power, sqlite3 *db) {
   tell(power, "went down in %s%s", power->phase, power->was_killed ? " (killed now or before)" : "");
   if (power->is_verbose) sim_machine_print_trace(power->machine, stdout, 3);
   sim_machine_restart(power->machine);
+  sim_machine_set_phase(power->machine, "down");
+  lose_database(power);
   pthread_mutex_lock(&power->mutex);
   power->is_down = power->is_stopped = false;
   pthread_mutex_unlock(&power->mutex);

@@ -75,7 +75,8 @@ struct plan {
 };
 
 struct power_counters {
-  uint64_t lives, crashes_in_start, crashes_in_run, crashes_in_stop, kills, stops, faulty, injected, full, refused;
+  uint64_t lives, crashes_in_start, crashes_in_run, crashes_in_stop, kills, stops, faulty, injected, full, refused,
+      removed;
   uint64_t transactions, acknowledged, unknown, lost, rolled_back, vacuums, snapshots, reads;
   uint64_t calls;
 };

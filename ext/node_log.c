@@ -240,7 +240,7 @@ static bool log_thread_step(struct node *node, struct raft_entry *entries) {
       return true;
     }
   }
-  if (node->unattended && can_flush && !node->handed) {
+  if (node->unattended && can_flush && (!node->handed || node->no_space)) { /* on a full disk nobody else leads */
     node_flush(node);
     return true;
   }
@@ -262,7 +262,8 @@ void node_log_thread(void *arg) {
   if (!entries) node_fail(node, "%s: no memory for the log thread", node->path);
   while (entries && !node->stopping) {
     if (log_thread_step(node, entries)) continue;
-    uint64_t deadline = node->no_space ? node->retry_at : OS_FOREVER;
+    /* A deadline that has passed would come back at once, with the mutex held: only where a step follows. */
+    uint64_t deadline = node->no_space && !node->failed[0] ? node->retry_at : OS_FOREVER;
     os_condition_wait(node->os, &node->log_condition, &node->mutex, deadline);
   }
   /* What is left to make durable at a stop in order. */

@@ -105,6 +105,16 @@ MUTANTS := COMMIT_OLD_TERM VOTE_WITHOUT_PERSIST ACK_BEFORE_SYNC LOST_AT_TRUNCATI
   SINGLE_SERVER_CHANGE_WITHOUT_OWN_TERM CONFIGURATION_AT_COMMIT JOINT_ONE_MAJORITY LEASE_KEPT_IN_HAND_OVER \
   LATE_HAND_OVER_HEEDED RESEEDED_VOTES
 
+# Known-bad variants of the node, each of which the simulation of whole nodes must catch.
+WHOLE_MUTANTS := TICKET_BEFORE_NOOP STALE_EPOCH ROLLBACK_SKIPS_GATE REELECTED_KEEPS_SPECULATION APPLY_BEFORE_DURABLE \
+  GROWN_PAGE_AS_PATCH
+# Where each is hunted.
+WHOLE_HUNT_STALE_EPOCH := --profile flapping
+WHOLE_HUNT_ROLLBACK_SKIPS_GATE := --profile flapping
+WHOLE_HUNT_REELECTED_KEEPS_SPECULATION := --profile flapping
+WHOLE_HUNT_APPLY_BEFORE_DURABLE := --profile disks
+WHOLE_MUTANT_SOURCES := ext/node_apply.c ext/node_write.c vfs/apply.c vfs/capture.c vfs/connection.c
+
 ifeq ($(V),)
 Q := @
 say = @printf '  %-8s %s\n' $(1) $(2)
@@ -209,7 +219,17 @@ $(OUT)/tests/sim-$(1): $(MUTANT_SOURCES:%.c=$(OUT)/mutant-objects/$(1)/%.o) $(SI
 	$(Q)$$(TEST_LINK)
 endef
 $(foreach mutant,$(MUTANTS),$(eval $(call MUTANT,$(mutant))))
-MUTANT_PROGRAMS := $(MUTANTS:%=$(OUT)/tests/sim-%)
+define WHOLE_MUTANT
+$(OUT)/mutant-objects/$(1)/%.o: %.c $(OUT)/flags
+	@mkdir -p $$(@D)
+	$(Q)$(CC) $(CORE_CFLAGS) -DBALSA_MUTANT_$(1) -MMD -MP -c -o $$@ $$<
+$(OUT)/tests/whole-$(1): $(WHOLE_MUTANT_SOURCES:%.c=$(OUT)/mutant-objects/$(1)/%.o) $(WHOLE_OBJECTS) $(FAULT_OBJECTS) $(OUT)/libbalsa.a
+	$(call say,LD,$$@)
+	@mkdir -p $$(@D)
+	$(Q)$$(WHOLE_LINK)
+endef
+$(foreach mutant,$(WHOLE_MUTANTS),$(eval $(call WHOLE_MUTANT,$(mutant))))
+MUTANT_PROGRAMS := $(MUTANTS:%=$(OUT)/tests/sim-%) $(WHOLE_MUTANTS:%=$(OUT)/tests/whole-%)
 
 # Known-bad variants of the node, each of which the loss of power must find: where the sources name them.
 NODE_MUTANTS := CHECKPOINT_BEYOND_LOG REDO_SHORT CUT_ACKNOWLEDGED COMPACT_BEYOND_CHECKPOINT
@@ -257,7 +277,7 @@ slices = $(shell echo $(1) | awk -F '[.][.]' '{ \
   for (i = 0; i < n; i++) printf "%d..%d ", $$1 + int(($$2 - $$1 + 1) * i / n), $$1 + int(($$2 - $$1 + 1) * (i + 1) / n) - 1 }')
 SIM_SLICES = $(call slices,$(SEEDS))
 POWER_SEEDS ?= $(if $(filter command line,$(origin SEEDS)),$(SEEDS),1..1000)
-WHOLE_SEEDS ?= $(if $(filter command line,$(origin SEEDS)),$(SEEDS),1..400)
+WHOLE_SEEDS ?= $(if $(filter command line,$(origin SEEDS)),$(SEEDS),1..300)
 NODE_MUTANT_SEEDS ?= 1..600
 POWER_SLICES = $(call slices,$(POWER_SEEDS))
 TRACES ?= $(sort $(wildcard tests/trace/*.txt))
@@ -286,7 +306,8 @@ whole: $(OUT)/tests/whole
 
 # A mutant passes its test when the simulation fails.
 mutants: $(if $(SIM_OBJECTS),$(MUTANT_PROGRAMS)) $(NODE_MUTANT_PROGRAMS)
-	+@$(call run_all,$(if $(SIM_OBJECTS),$(MUTANTS:%=run-mutant-%)) $(NODE_MUTANTS:%=run-node-mutant-%))
+	+@$(call run_all,$(if $(SIM_OBJECTS),$(MUTANTS:%=run-mutant-%)) $(NODE_MUTANTS:%=run-node-mutant-%) \
+	  $(WHOLE_MUTANTS:%=run-whole-mutant-%))
 
 # The power is lost with one sync after the other left out: each must be missed.
 syncs: $(OUT)/tests/power
@@ -309,7 +330,8 @@ tsan:
 	+@$(PARALLEL) TSAN=1 unit TESTS="$(THREADED_TESTS)"
 
 .PHONY: $(TESTS:%=run-unit-%) $(MUTANTS:%=run-mutant-%) $(SIM_SLICES:%=run-sim-%) run-trace run-sim-seed run-layers run-damage-seed \
-  $(DAMAGE_SLICES:%=run-damage-%) $(POWER_SLICES:%=run-power-%) run-power-seed $(NODE_MUTANTS:%=run-node-mutant-%) run-syncs run-whole run-whole-seed run-whole-twice
+  $(DAMAGE_SLICES:%=run-damage-%) $(POWER_SLICES:%=run-power-%) run-power-seed $(NODE_MUTANTS:%=run-node-mutant-%) run-syncs \
+  run-whole run-whole-seed run-whole-twice $(WHOLE_MUTANTS:%=run-whole-mutant-%)
 $(TESTS:%=run-unit-%): run-unit-%:
 	@$(RUN) $* $(OUT)/tests/unit/$*
 run-trace:
@@ -334,6 +356,8 @@ run-whole-twice:
 	@$(RUN) whole-twice $(OUT)/tests/whole --seeds 1..30 --twice
 $(MUTANTS:%=run-mutant-%): run-mutant-%:
 	@$(RUN) --must-fail mutant-$* $(OUT)/tests/sim-$* --seeds $(MUTANT_SEEDS)
+$(WHOLE_MUTANTS:%=run-whole-mutant-%): run-whole-mutant-%:
+	@$(RUN) --must-fail mutant-$* $(OUT)/tests/whole-$* --seeds $(MUTANT_SEEDS) $(WHOLE_HUNT_$*)
 run-damage-seed:
 	@$(RUN) --show damage-seed-$(SEED) $(OUT)/tests/damage --seed $(SEED)
 $(DAMAGE_SLICES:%=run-damage-%): run-damage-%:

@@ -124,6 +124,9 @@ static int apply_entry(struct node *node, const struct raft_entry *entry, char *
 }
 
 static uint64_t apply_limit(const struct node *node) {
+#ifdef BALSA_MUTANT_APPLY_BEFORE_DURABLE
+  return node->commit_index;
+#endif
   return node->commit_index < node->durable_index ? node->commit_index : node->durable_index;
 }
 
@@ -203,6 +206,9 @@ static bool may_begin_epoch(const struct node *node) {
       !node->has_pages)
     return false;
   raft_get_status(node->raft, &status);
+#ifdef BALSA_MUTANT_TICKET_BEFORE_NOOP
+  return status.role == RAFT_LEADER && status.term == node->term;
+#endif
   return status.role == RAFT_LEADER && status.term == node->term && status.term_index != 0 &&
          node->commit_index >= status.term_index && node->applied_index >= status.term_index;
 }
@@ -260,6 +266,9 @@ static void tell(struct node *node) {
 
 /* mutex held, given up meanwhile. */
 static void apply_step(struct node *node, struct raft_entry *entries, uint64_t *delay) {
+#ifdef BALSA_MUTANT_REELECTED_KEEPS_SPECULATION
+  if (node->role == RAFT_LEADER) node->compensation_owed = false;
+#endif
   if (node->compensation_owed && !node->quarantine[0]) {
     compensate(node, delay);
   } else if (node->form_wanted) {

@@ -269,6 +269,10 @@ static int propose(void *ctx, uint64_t epoch, const struct vfs_change_set *set, 
   int error = node_entry_from_set(node, set, &entry);
   if (error) return error;
   pthread_mutex_lock(&node->mutex);
+#ifdef BALSA_MUTANT_STALE_EPOCH
+  if (node->epoch == 0) node->epoch = node->term;
+  epoch = node->epoch;
+#endif
   error = propose_entry(node, epoch, &entry, deadline);
   pthread_mutex_unlock(&node->mutex);
   raft_payload_unref(entry.payload);
@@ -300,6 +304,9 @@ static int wait_durable(void *ctx, uint64_t index, uint64_t deadline) {
   if (node_is_forked()) return VFS_STOPPED;
   pthread_mutex_lock(&node->mutex);
   int error = VFS_OK;
+#ifdef BALSA_MUTANT_APPLY_BEFORE_DURABLE
+  index = 0;
+#endif
   if (node->stopping)
     error = VFS_STOPPED;
   else if (node->durable_index < index && node->failed[0])

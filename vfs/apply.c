@@ -54,7 +54,11 @@ static int hold_page(struct vfs_database *database, uint32_t page_number, bool i
   uint32_t page_size = database->page_size;
   uint32_t frame = vfs_wal_append_find(database->wal, &database->parts_append, page_number);
   bool existed = page_number <= database->parts_pages || (frame != 0 && frame >= database->parts_append.first_frame);
+#ifdef BALSA_MUTANT_GROWN_PAGE_AS_PATCH
+  if (!existed && !is_full && read_current(database, page_number, database->after) != SQLITE_OK) return VFS_IO;
+#else
   if (!existed && !is_full) return VFS_DAMAGED;
+#endif
   *held = (struct held_page){.page_number = page_number};
   if (existed) {
     if (read_current(database, page_number, database->after) != SQLITE_OK) return VFS_IO;

@@ -144,6 +144,10 @@ static int capture_page(struct capture *capture, const struct page_frame *at) {
     if (at->page_number == 1 && memcmp(before + SCHEMA_COOKIE_OFFSET, database->after + SCHEMA_COOKIE_OFFSET, 4) != 0)
       capture->has_new_schema = true;
   }
+#ifdef BALSA_MUTANT_GROWN_PAGE_AS_PATCH
+  if (!before && vfs_wal_read_page(database->wal, at->page_number, capture->bound, database->before) == SQLITE_OK)
+    before = database->before;
+#endif
   capture->checksum ^= vfs_page_hash(at->page_number, database->after, page_size);
   if (!vfs_encoder_add(database->encoder, at->page_number, before, database->after)) return VFS_NO_MEMORY;
   if (vfs_encoder_size(database->encoder) < database->part_bytes) return VFS_OK;
@@ -307,7 +311,9 @@ int vfs_capture(struct vfs_connection *connection) {
   capture.checksum = database->captured.checksum;
   capture.previous = database->captured.index;
   int error = VFS_OK;
+#ifndef BALSA_MUTANT_STALE_EPOCH
   if (atomic_load(&database->generation) != connection->generation) error = VFS_NOT_HERE;
+#endif
   if (!error && !in_flight_reserve(database)) error = VFS_NO_MEMORY;
   if (!error) error = capture_set(&capture);
   if (error)

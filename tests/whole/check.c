@@ -96,6 +96,12 @@ static void wait_applied(sqlite3 *const dbs[], int64_t index) {
 static void compare_bytes(sqlite3 *const dbs[]) {
   sqlite3_int64 size = 0, other_size = 0;
   task_enter(run.processes[1].machine);
+  /* Of a connection that has read nothing yet it would take the default page size. */
+  for (uint32_t i = 1; i <= run.n_machines; i++) {
+    task_enter(run.processes[i].machine);
+    client_run(dbs[i], "SELECT count(*) FROM sqlite_schema");
+  }
+  task_enter(run.processes[1].machine);
   uint8_t *first = sqlite3_serialize(dbs[1], "main", &size, 0);
   if (!first) task_fail("node 1 cannot be read: %s", sqlite3_errmsg(dbs[1]));
   for (uint32_t i = 2; i <= run.n_machines; i++) {

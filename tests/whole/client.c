@@ -110,12 +110,14 @@ static uint64_t asks_commit(size_t attempt) {
 static void note_answer(struct run_process *process, sqlite3 *db, size_t number, int code, uint64_t began) {
   uint64_t took = task_now() - began;
   char token[RUN_TOKEN_MAX];
+  int64_t timeout_ms = 0;
   if (process->is_crashed) { /* nobody heard it */
     run.silent++;
     return;
   }
   if (code == SQLITE_OK || code == BALSA_IOERR_UNKNOWN)
     client_ask_text(db, "SELECT balsa_last_commit()", token, sizeof token);
+  client_ask_number(db, "PRAGMA balsa_timeout", &timeout_ms);
   if (process->is_crashed) {
     run.silent++;
     return;
@@ -126,7 +128,7 @@ static void note_answer(struct run_process *process, sqlite3 *db, size_t number,
   case SQLITE_OK:
     attempt->fate = RUN_COMMITTED;
     /* In time, it is told when this node shows it; later, when it is known. */
-    if (took < run.commit_timeout_ms / 2 * TASK_MS && attempt->n > process->seen) process->seen = attempt->n;
+    if (took < (uint64_t)timeout_ms * TASK_MS / 2 && attempt->n > process->seen) process->seen = attempt->n;
     snprintf(attempt->token, sizeof attempt->token, "%s", token);
     run.committed++;
     break;

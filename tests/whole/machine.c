@@ -9,6 +9,7 @@
 #include <string.h>
 
 #define MILLION INT64_C(1000000)
+#define VAIN_WAITS_MAX 1000
 #define BOOT_NS_MAX (100000 * OS_SECOND)
 
 struct machine {
@@ -20,6 +21,8 @@ struct machine {
   struct sim_random random;
   uint64_t true_start, local_start; /* of its clock */
   uint64_t paused_until, slow_ns;
+  uint64_t vain_turn; /* when somebody waited last for a time that had passed, without letting go of the mutex */
+  unsigned vain_waits;
 };
 
 struct machine_file {
@@ -219,7 +222,12 @@ static void machine_thread_join(struct os_thread *thread) {
 
 static int machine_condition_wait(struct os *os, pthread_cond_t *condition, pthread_mutex_t *mutex, uint64_t deadline) {
   struct machine *machine = as_machine(os);
-  if (deadline != OS_FOREVER && machine_now(os) >= deadline) return -ETIMEDOUT;
+  if (deadline != OS_FOREVER && machine_now(os) >= deadline) {
+    if (task_turns() != machine->vain_turn) machine->vain_waits = 0;
+    machine->vain_turn = task_turns();
+    if (++machine->vain_waits > VAIN_WAITS_MAX) task_fail("waits for a time that has passed, again and again");
+    return -ETIMEDOUT;
+  }
   task_condition_wait(condition, mutex, deadline == OS_FOREVER ? TASK_FOREVER : machine_true_time(machine, deadline));
   return machine_now(os) >= deadline ? -ETIMEDOUT : 0;
 }

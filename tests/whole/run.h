@@ -72,6 +72,7 @@ struct run_profile {
   uint32_t machines;
   uint32_t partitions, cuts, pauses, crashes, stops, slow_disks, full_disks, disk_errors; /* weights among faults */
   uint64_t fault_gap_ns; /* between two of them, at most */
+  uint64_t stall_ns;     /* how long a single thread may be held up; 0: not for long */
 };
 
 struct run {

@@ -15,6 +15,7 @@
 #include "machine.h"
 
 #define TURN_NS_MAX 2000             /* what a turn takes at most */
+#define WAKE_STALLS 10               /* who is woken is held up as much more often than who runs */
 #define TURNS_MAX UINT64_C(40000000) /* of a run: more is a loop without end */
 #define WITHOUT_TIME_MAX 2000000     /* turns in a row without a deadline having passed */
 
@@ -186,6 +187,10 @@ static void pass(void) {
   from->state = TASK_READY;
 }
 
+static bool stalls(uint32_t times) {
+  return sim_random_below(&all.random, 1000000) < (uint64_t)all.options.stall_per_million * times;
+}
+
 static void wait_for(enum task_state state, const void *channel, uint64_t until) {
   self->state = state;
   self->channel = channel;
@@ -196,7 +201,7 @@ static void wait_for(enum task_state state, const void *channel, uint64_t until)
 
 void task_yield(void) {
   if (!self) return;
-  if (sim_random_below(&all.random, 1000000) < all.options.stall_per_million)
+  if (stalls(1))
     wait_for(TASK_WAITING, NULL, all.now + sim_random_below(&all.random, all.options.stall_ns));
   else if (sim_random_chance(&all.random, all.options.switch_permille) ||
            (self->machine && machine_is_paused(self->machine)))
@@ -212,8 +217,9 @@ bool task_wait(const void *channel, uint64_t until) {
   return self->woken;
 }
 
+/* A processor may be long in coming. */
 static void wake(struct task *task) {
-  task->until = all.now;
+  task->until = all.now + (stalls(WAKE_STALLS) ? sim_random_below(&all.random, all.options.stall_ns) : 0);
   task->woken = true;
   task->channel = NULL;
 }

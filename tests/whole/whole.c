@@ -27,7 +27,7 @@
 #include "sqlite.h"
 
 #define JOBS_MAX 64
-#define SECONDS_MAX 300 /* of real time, for one seed */
+#define SECONDS_MAX 60 /* of real time, for one seed */
 
 struct run run;
 
@@ -86,6 +86,14 @@ static const struct run_profile profiles[] = {
      .full_disks = 1,
      .disk_errors = 1,
      .fault_gap_ns = TASK_SECOND},
+    {.name = "flapping",
+     .weight = 8,
+     .machines = 3,
+     .partitions = 3,
+     .cuts = 1,
+     .pauses = 6,
+     .fault_gap_ns = 400 * TASK_MS,
+     .stall_ns = 1500 * TASK_MS},
     {.name = "five",
      .weight = 7,
      .machines = 5,
@@ -196,8 +204,10 @@ static void begin(uint64_t seed) {
   struct task_options scheduling = {
       .seed = next_seed(),
       .switch_permille = (uint32_t)draw(1, 4) * (uint32_t)draw(1, 4) * 20,
-      .stall_per_million = chance(500) ? (uint32_t)draw(1, 200) : 0,
-      .stall_ns = draw(1, 60) * TASK_MS,
+      .stall_per_million = run.profile->stall_ns ? (uint32_t)draw(100, 3000)
+                           : chance(500)         ? (uint32_t)draw(1, 200)
+                                                 : 0,
+      .stall_ns = run.profile->stall_ns ? run.profile->stall_ns : draw(1, 60) * TASK_MS,
       .show = options.trace,
   };
   struct network_options network = {

@@ -1,5 +1,5 @@
 /*
-** make whole                    seeds 1..40
+** make whole                    seeds 1..300
 ** make whole SEED=7             that run again, exactly
 ** make whole SEEDS=1..500
 **

@@ -70,6 +70,10 @@ static void machine_random(struct os *os, void *bytes, size_t size) {
   for (size_t i = 0; i < size; i++) at[i] = (uint8_t)sim_random_next(&as_machine(os)->random);
 }
 
+static uint64_t machine_boot(struct os *os) {
+  return os_boot(as_machine(os)->files);
+}
+
 /* ---- Files ---- */
 
 static void make_durable(struct machine *machine) {
@@ -238,6 +242,7 @@ struct machine *machine_new(uint32_t number, const struct machine_options *optio
   static const struct os_methods methods = {
       .now = machine_now,
       .random = machine_random,
+      .boot = machine_boot,
       .open = machine_open,
       .close = machine_close,
       .read = machine_read,

@@ -441,7 +441,7 @@ void node_refused(void *ctx, uint64_t peer, uint32_t contact, const struct raft_
   else
     snprintf(node->refused_text, sizeof node->refused_text, "refused by node %" PRIu64 ": %.600s", peer, refusal->text);
   if (contact == 0) hear_refusal(node, refusal);
-  if (contact == 0 && refusal->is_no_member && refusal->knows_number) node_want_return(node);
+  if (contact == 0 && refusal->knows_number) node_want_return(node);
   pthread_mutex_unlock(&node->mutex);
 }
 

@@ -324,17 +324,20 @@ int node_return(struct node *node, char *text) {
   ask_peers(&options, options.peers, options.n_peers);
   pthread_mutex_lock(&node->mutex);
   if (!error && node->configuration.n_members == 0) {
-    node->options = options;
-    node->rejoins = node->keep_wanted = true;
+    options_take_contacts(&node->options, &options);
+    node->rejoins = true;
     raft_forming_close(node->forming);
     node->forming = NULL;
     node->join_heard_at = os_now(node->os);
     node_join_facts(node);
     node_dial_members(node);
-    node->members_tick_at = 0;
-    if (node->link) raft_transport_wake(node->link);
     node->news_code = SQLITE_WARNING;
     node_say(node->news, "its folder was lost: it joins its cluster anew");
+    /* Written down before it asks: what it asks for begins with its removal. */
+    node->members_tick_at = OS_FOREVER;
+    node_keep(node, text);
+    node->members_tick_at = 0;
+    if (node->link) raft_transport_wake(node->link);
   }
   if (error) node->return_wanted = true;
   return error;

@@ -15,8 +15,9 @@
 
 #define SECTOR 512u
 #define ADVICE_DAMAGED                                                                                                 \
-  "Entries in it were acknowledged, so it is not cut. Restore the file from a copy, or remove this node's folder "     \
-  "and let it join the cluster again as a new node."
+  "Entries in it were acknowledged, so it is not cut. Restore the file from a copy, or start the node with "           \
+  "rebuild=1: "                                                                                                        \
+  "it then begins anew from the other members"
 
 /* A segment in memory. */
 struct image {

@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 """A voter loses its folder, its log or its vote while another node is down, and comes back without a person.
 
-    reincarnation.py --rounds 4
+    reincarnation.py --rounds 6 --nodes 3
 
 It comes back under its number, as another incarnation: a learner first, a voter by a committed change. No acknowledged
 transaction is lost, nobody votes twice, no second cluster forms. What is left of the old folder is kept beside.
@@ -83,38 +83,46 @@ def all_voters(cluster):
     return leader is not None and incarnations(leader) == {node.number: "voter" for node in cluster.nodes}
 
 
-def one_round(cluster, report, chance, loss):
-    """`victim` stops and loses something while `absent` is down; both come back."""
-    victim, absent = chance.sample(cluster.nodes, 2)
-    others = [node for node in cluster.nodes if node is not victim]
+def one_round(cluster, report, chance, losses):
+    """While `absent` is down others stop and lose something, as many as a minority may; all come back."""
+    chosen = chance.sample(cluster.nodes, len(losses) + 1)
+    absent, victims = chosen[0], dict(zip(chosen[1:], losses))
     for node in cluster.nodes:
         node.do("writers", count=WRITERS)
     wait_ok(cluster, 50)
     absent.kill()
-    wait_ok(cluster, 20)  # what only two of three have, the victim among them
+    wait_ok(cluster, 20)  # what the victims have, and not all of the others
     harness.stop_writers(cluster)
-    victim.kill()
-    LOSSES[loss](victim, chance)
-    options = dict(cluster.options)
-    if loss == "rebuild=1":
-        cluster.options["rebuild"] = 1
-    victim.start()  # one of two that run has everything: nothing can be decided
-    cluster.options = options
+    for victim, loss in victims.items():
+        victim.kill()
+        LOSSES[loss](victim, chance)
+        if loss == "rebuild=1":
+            cluster.options["rebuild"] = 1
+        victim.start()  # those that run and have everything are no majority: nothing can be decided
+        cluster.options.pop("rebuild", None)
     cluster.wait_for("the leader to step down", lambda: cluster.leader() is None, 10)
-    cluster.wait_for(f"{loss}: to join anew", lambda: victim.status()["role"] == "joining", 10)
-    report.check(victim.status()["term"] == 0, f"{loss}: it has voted for nobody", victim.status())
+    for victim, loss in victims.items():
+        cluster.wait_for(f"{loss}: to join anew", lambda node=victim: node.status()["role"] == "joining", 10)
+        report.check(victim.status()["term"] == 0, f"{loss}: it has voted for nobody", victim.status())
     absent.start()
-    cluster.wait_for("three voters", lambda: all_voters(cluster), 60)
-    for node in others:
-        node.do("writers", count=WRITERS)
+    cluster.wait_for("all to be voters", lambda: all_voters(cluster), 60)
+    for node in cluster.nodes:
+        if node not in victims:
+            node.do("writers", count=WRITERS)
     wait_ok(cluster, 20)
     harness.stop_writers(cluster)
+    for victim, loss in victims.items():
+        check_kept(report, victim, loss)
+    lost = ", ".join(f"node {victim.number} {loss}" for victim, loss in victims.items())
+    return f"{lost}, while node {absent.number} was down"
+
+
+def check_kept(report, victim, loss):
     kept = [name for name in os.listdir(folder_of(victim)) if name.startswith("lost-")]
     if loss != "wiped":
         report.check(kept, f"{loss}: what was left is kept", os.listdir(folder_of(victim)))
     for name in kept:
         shutil.rmtree(os.path.join(folder_of(victim), name))
-    return f"{loss}: node {victim.number}, while node {absent.number} was down"
 
 
 def check_alone(report, folder, chosen):
@@ -154,21 +162,22 @@ def check_often(cluster, report, chance):
     cluster.options["rebuild"] = 1
     victim.start()
     del cluster.options["rebuild"]
-    cluster.wait_for("three voters", lambda: all_voters(cluster), 60)
+    cluster.wait_for("all to be voters", lambda: all_voters(cluster), 60)
 
 
 def test(report, folder, chosen):
     chance = random.Random(chosen.seed)
     check_alone(report, folder, chosen)
-    cluster = harness.Cluster(report, folder, 3, chosen.extension)
+    cluster = harness.Cluster(report, folder, chosen.nodes, chosen.extension)
     cluster.start()
     answers = harness.Answers()
+    at_once = (chosen.nodes - 1) // 2
     losses = list(LOSSES)
     for number in range(chosen.rounds):
         term = max(node.status()["term"] for node in cluster.alive)
-        told = one_round(cluster, report, chance, losses[number % len(losses)])
+        told = one_round(cluster, report, chance, [losses[(number + i) % len(losses)] for i in range(at_once)])
         statuses = cluster.check_equal()
-        counts = cluster.check_answers(answers, WRITERS * 3 * max(1, statuses[0]["term"] - term))
+        counts = cluster.check_answers(answers, WRITERS * chosen.nodes * max(1, statuses[0]["term"] - term))
         report.say(f"{told}; term {statuses[0]['term']}; " + ", ".join(f"{counts[name]} {name}" for name in sorted(counts)))
     check_often(cluster, report, chance)
     cluster.check_equal()
@@ -177,4 +186,4 @@ def test(report, folder, chosen):
 
 
 if __name__ == "__main__":
-    harness.run(test, harness.arguments(__doc__, rounds=len(LOSSES)))
+    harness.run(test, harness.arguments(__doc__, nodes=3, rounds=len(LOSSES)))

@@ -289,6 +289,29 @@ static void who_knows_no_member_asks_a_person(void **state) {
   assert_true(is_there("node1.db-balsa/lost-1/node1.db"));
 }
 
+static void a_program_that_has_the_database_open_goes_on_with_the_same_file(void **state) {
+  struct cluster cluster;
+  struct stat before, after, kept;
+  sqlite3 *db = NULL;
+  (void)state;
+  make_cluster(&cluster);
+  flip_byte(path_of("node1.db-balsa/log/00000001.log"), LOG_AT);
+  sqlite3 *plain = open_plain("node1.db");
+  assert_string_equal(ask(plain, "SELECT count(*) FROM t"), "21");
+  assert_int_equal(stat(path_of("node1.db"), &before), 0);
+  assert_int_equal(open_member_code(&cluster, 0, &db), SQLITE_OK);
+  assert_string_equal(ask(db, "SELECT role FROM balsa_status"), "joining");
+  assert_int_equal(stat(path_of("node1.db"), &after), 0);
+  assert_true(before.st_ino == after.st_ino);
+  assert_int_equal(after.st_size, 0);
+  assert_int_equal(stat(path_of("node1.db-balsa/lost-1/node1.db"), &kept), 0);
+  assert_int_equal(kept.st_size, before.st_size);
+  assert_int_not_equal(run_code(plain, "SELECT count(*) FROM t"),
+                       SQLITE_OK); /* nobody shows it what may not be committed */
+  stop(db);
+  sqlite3_close(plain);
+}
+
 /* ---- A new cluster ---- */
 
 static void recover(sqlite3 *db, const struct cluster *cluster, const char *words) {
@@ -405,6 +428,7 @@ static void the_most_advanced_of_stopped_nodes_is_named(void **state) {
 int main(void) {
   const struct CMUnitTest tests[] = {
       TEST(a_damaged_log_is_set_aside_whenever_the_node_dies_on_the_way),
+      TEST(a_program_that_has_the_database_open_goes_on_with_the_same_file),
       TEST(what_is_lost_in_a_cluster_of_one_stays_where_it_is),
       TEST(who_knows_no_member_asks_a_person),
       TEST(a_recovery_ends_whenever_the_node_dies_on_the_way),

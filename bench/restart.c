@@ -10,12 +10,13 @@
 #define PARAMETERS "&snapshot_threshold=1T"
 #define LOAD_MS_MAX 300000
 
-enum { RUN, BESIDE, DATABASE, LOG, REDONE, READ, WRITE, RSS, ANON, N_COLUMNS };
+enum { RUN, BESIDE, DATABASE, LOG, WAL, REDONE, READ, WRITE, RSS, ANON, N_COLUMNS };
 static const struct column columns[N_COLUMNS] = {
     [RUN] = {"run", 3, 0},
     [BESIDE] = {"beside", -13, 0},
     [DATABASE] = {"database MiB", 12, 0},
     [LOG] = {"log MiB", 7, 0},
+    [WAL] = {"wal MiB", 7, 0},
     [REDONE] = {"entries", 8, 0},
     [READ] = {"first read ms", 13, 0},
     [WRITE] = {"first write ms", 14, 0},
@@ -59,6 +60,8 @@ static void measure(const struct options *options, uint32_t run, bool has_shell)
   child_kill(cluster.leader);
   child_kill(&reader);
   double database = (double)file_bytes(cluster.paths[0]) / (1 << 20);
+  snprintf(uri, sizeof uri, "%s-wal", cluster.paths[0]);
+  double wal = (double)file_bytes(uri) / (1 << 20);
   uint64_t begin = now_ns();
   cluster_restart(&cluster, options, 0);
   struct watch *watch = watch_start(cluster.leader, cluster.paths[0]);
@@ -69,6 +72,7 @@ static void measure(const struct options *options, uint32_t run, bool has_shell)
       [BESIDE] = TEXT(has_shell ? "an idle shell" : "nobody"),
       [DATABASE] = NUMBER(database),
       [LOG] = NUMBER((double)options->bytes / (1 << 20)),
+      [WAL] = NUMBER(wal),
       [REDONE] = NUMBER(status.applied_index),
       [READ] = NUMBER((double)(reply.read_at - begin) / BENCH_MS),
       [WRITE] = NUMBER((double)(reply.write_at - begin) / BENCH_MS),

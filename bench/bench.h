@@ -131,7 +131,7 @@ struct reply {
   uint64_t rows_after;            /* count(*) after it */
   /* LOAD with a snapshot, SNAPSHOT: its index; SNAPSHOT: and `seconds`, `cpu_us` */
   uint64_t snapshot_index;
-  /* FIRST: now_ns() when it was done */
+  /* FIRST: now_ns() when it was done; and cpu_total_us */
   uint64_t read_at, write_at;
   /* GAPS, DISMISS */
   struct gap gaps[BENCH_GAPS_MAX]; /* in order, the last ones */

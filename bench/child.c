@@ -130,6 +130,7 @@ static void first(sqlite3 *db, struct reply *reply) {
   while (reply->is_ok && code == SQLITE_BUSY)
     code = sqlite3_exec(db, "INSERT INTO t(body) VALUES (x'00')", NULL, NULL, NULL);
   reply->write_at = now_ns();
+  reply->cpu_total_us = process_cpu_us();
   if (!reply->is_ok || code == SQLITE_OK) return;
   reply->is_ok = false;
   snprintf(reply->text, sizeof reply->text, "the first write: %s", sqlite3_errmsg(db));

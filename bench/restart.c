@@ -10,7 +10,7 @@
 #define PARAMETERS "&snapshot_threshold=1T"
 #define LOAD_MS_MAX 300000
 
-enum { RUN, BESIDE, DATABASE, LOG, WAL, REDONE, READ, WRITE, RSS, ANON, N_COLUMNS };
+enum { RUN, BESIDE, DATABASE, LOG, WAL, REDONE, READ, WRITE, CPU, RSS, ANON, N_COLUMNS };
 static const struct column columns[N_COLUMNS] = {
     [RUN] = {"run", 3, 0},
     [BESIDE] = {"beside", -13, 0},
@@ -20,6 +20,7 @@ static const struct column columns[N_COLUMNS] = {
     [REDONE] = {"entries", 8, 0},
     [READ] = {"first read ms", 13, 0},
     [WRITE] = {"first write ms", 14, 0},
+    [CPU] = {"cpu ms", 6, 0},
     [RSS] = {"rss MiB", 7, 1},
     [ANON] = {"anon", 6, 1},
 };
@@ -76,6 +77,7 @@ static void measure(const struct options *options, uint32_t run, bool has_shell)
       [REDONE] = NUMBER(status.applied_index),
       [READ] = NUMBER((double)(reply.read_at - begin) / BENCH_MS),
       [WRITE] = NUMBER((double)(reply.write_at - begin) / BENCH_MS),
+      [CPU] = NUMBER(reply.cpu_total_us / 1000),
       [RSS] = NUMBER(seen.rss_max_mib),
       [ANON] = NUMBER(seen.anonymous_max_mib),
   };

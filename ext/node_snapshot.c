@@ -115,6 +115,12 @@ static int read_pages(void *ctx, uint32_t first, uint32_t n, uint8_t *pages, cha
   const struct taking *taking = ctx;
   int code = vfs_view_read(taking->view, first, n, pages);
   if (code == SQLITE_OK) return 0;
+  if (code == SQLITE_IOERR_DATA) {
+    struct vfs_status status;
+    vfs_get_status(taking->node->database, &status);
+    snprintf(text, SNAPSHOT_TEXT_MAX, "%s", status.notice);
+    return -EILSEQ;
+  }
   snprintf(text, SNAPSHOT_TEXT_MAX, "%s: pages %u to %u cannot be read (SQLite error %d)", taking->node->path, first,
            first + n - 1, code);
   return code == SQLITE_NOMEM ? -ENOMEM : -EIO;

@@ -59,6 +59,16 @@ static int mark_begun(struct vfs_database *database, uint64_t index) {
   return vfs_write_marks(database, &marks);
 }
 
+/* checkpoint mutex held. The next start reads the file through, and makes it again. */
+static int mark_suspect(struct vfs_database *database) {
+  pthread_mutex_lock(&database->mutex);
+  struct vfs_marks marks = database->marks;
+  pthread_mutex_unlock(&database->mutex);
+  if (marks.is_suspect || !vfs_hashes_damaged(database->hashes, NULL)) return VFS_OK;
+  marks.is_suspect = true;
+  return vfs_write_marks(database, &marks);
+}
+
 static int mark_checkpointed(struct vfs_database *database, const struct vfs_state *state) {
   pthread_mutex_lock(&database->mutex);
   struct vfs_marks marks = database->marks;
@@ -265,7 +275,8 @@ int vfs_checkpoint_until(struct vfs_database *database, uint64_t deadline, char 
   if (!atomic_load(&database->ready)) return VFS_OK;
   pthread_mutex_lock(&database->checkpoint);
   atomic_store(&database->is_checkpointing, true);
-  int error = both_passes(database, deadline);
+  int error = mark_suspect(database);
+  if (!error) error = both_passes(database, deadline);
   atomic_store(&database->is_checkpointing, false);
   if (!error) atomic_store(&database->checkpoint_wanted, false);
   pthread_mutex_unlock(&database->checkpoint);

@@ -589,6 +589,17 @@ static int before_read(struct vfs_connection *connection, bool is_first_page) {
   return connection->read_lock ? vfs_gate_pass(connection) : SQLITE_OK;
 }
 
+/* Bytes that are not what was written are never shown. What is no whole page is the header, which is read before any lock. */
+static int check_read(struct vfs_connection *connection, const void *bytes, int amount, sqlite3_int64 offset) {
+  struct vfs_database *database = connection->database;
+  uint32_t page_size = database->page_size;
+  if ((uint32_t)amount != page_size || offset % page_size != 0) return SQLITE_OK;
+  if (vfs_hashes_check(database->hashes, (uint32_t)(offset / page_size) + 1, bytes, page_size)) return SQLITE_OK;
+  vfs_hashes_damaged(database->hashes, connection->error);
+  database->methods->want_checkpoint(database->node); /* which marks it */
+  return SQLITE_IOERR_DATA;
+}
+
 static int main_read(sqlite3_file *file, void *bytes, int amount, sqlite3_int64 offset) {
   struct vfs_connection *connection = connection_of(file);
   if (vfs_is_forked_child()) return refuse_forked(connection);
@@ -600,7 +611,8 @@ static int main_read(sqlite3_file *file, void *bytes, int amount, sqlite3_int64 
     memset(bytes, 0, (size_t)amount);
     return SQLITE_IOERR_SHORT_READ;
   }
-  return connection->real->pMethods->xRead(connection->real, bytes, amount, offset);
+  int code = connection->real->pMethods->xRead(connection->real, bytes, amount, offset);
+  return code == SQLITE_OK ? check_read(connection, bytes, amount, offset) : code;
 }
 
 static int main_write(sqlite3_file *file, const void *bytes, int amount, sqlite3_int64 offset) {

@@ -218,9 +218,10 @@ int vfs_database_open(const struct vfs_database_options *options, struct vfs_dat
   database->path = strdup(options->path);
   database->folder = strdup(options->folder);
   database->name = sqlite3_create_filename(options->path, journal, wal, 0, NULL);
+  database->hashes = vfs_hashes_new(options->path);
   database->boundaries = malloc(VFS_BOUNDARIES_MAX * sizeof *database->boundaries);
   int error = VFS_NO_MEMORY;
-  if (database->path && database->folder && database->name && database->boundaries)
+  if (database->path && database->folder && database->name && database->boundaries && database->hashes)
     error = open_files(database, options->set_aside, found, text);
   if (error)
     vfs_database_close(database);
@@ -386,6 +387,7 @@ int vfs_database_begin_wal(struct vfs_database *database, uint32_t pages, char *
   database->wal_file = vfs_open_base(database, sqlite3_filename_wal(database->name),
                                      SQLITE_OPEN_WAL | SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE, &code);
   if (code == SQLITE_OK) code = vfs_wal_open(database->file, database->wal_file, database->page_size, &database->wal);
+  if (code == SQLITE_OK) vfs_wal_set_hashes(database->wal, database->hashes);
   if (code == SQLITE_OK) code = vfs_wal_init(database->wal, pages, salt, database->is_alone);
   if (code == SQLITE_OK) code = vfs_wal_read_header(database->wal, &database->header);
   if (code != SQLITE_OK) {
@@ -473,6 +475,7 @@ static void mark_stopped(struct vfs_database *database) {
   if (database->wal_file->pMethods->xTruncate(database->wal_file, 0) != SQLITE_OK) return;
   vfs_stat_file(database, &marks);
   marks.stopped_in_order = true;
+  marks.is_suspect = vfs_hashes_damaged(database->hashes, NULL);
   vfs_write_marks(database, &marks);
 }
 
@@ -517,6 +520,7 @@ void vfs_database_close(struct vfs_database *database) {
   free(database->after);
   free(database->in_flight);
   free(database->boundaries);
+  vfs_hashes_free(database->hashes);
   free(database->path);
   free(database->folder);
   free(database);
@@ -540,6 +544,7 @@ void vfs_get_status(struct vfs_database *database, struct vfs_status *status) {
   status->checkpointed = database->marks.checkpointed;
   memcpy(status->blocked, database->blocked, sizeof status->blocked);
   memcpy(status->notice, database->notice, sizeof status->notice);
+  vfs_hashes_damaged(database->hashes, status->notice);
   status->wal_frames = database->header.max_frame;
   pthread_mutex_unlock(&database->mutex);
   status->serves_reads = !atomic_load(&database->wal_failed) && !atomic_load(&database->stopped);

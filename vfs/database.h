@@ -18,6 +18,7 @@
 #include <stdatomic.h>
 #include <stdio.h>
 
+#include "hashes.h"
 #include "marks.h"
 #include "ownership.h"
 #include "ticket.h"
@@ -65,8 +66,9 @@ struct vfs_database {
   sqlite3_file *file, *wal_file; /* the node's own handles of the base VFS */
   bool is_locked, is_alone, is_started;
   uint64_t export_checksum;
-  uint32_t page_size;  /* 0: the database has no page yet */
-  struct vfs_wal *wal; /* valid once `ready` */
+  struct vfs_hashes *hashes; /* what the file holds */
+  uint32_t page_size;        /* 0: the database has no page yet */
+  struct vfs_wal *wal;       /* valid once `ready` */
 
   struct vfs_ticket ticket;
   pthread_mutex_t checkpoint;

@@ -8,6 +8,7 @@
 #define MARKS_VERSION 1
 #define MARKS_STOPPED_IN_ORDER 1u
 #define MARKS_REBUILDING 2u
+#define MARKS_SUSPECT 4u
 
 int vfs_marks_open(struct os *os, const char *path, struct vfs_marks *marks, bool *found, struct slot_file **file) {
   uint8_t bytes[MARKS_SIZE] = {0};
@@ -31,6 +32,7 @@ int vfs_marks_open(struct os *os, const char *path, struct vfs_marks *marks, boo
       .page_size = le32_get(bytes + 44),
       .stopped_in_order = (flags & MARKS_STOPPED_IN_ORDER) != 0,
       .is_rebuilding = (flags & MARKS_REBUILDING) != 0,
+      .is_suspect = (flags & MARKS_SUSPECT) != 0,
       .change_counter = le32_get(bytes + 52),
       .size_bytes = le64_get(bytes + 56),
       .mtime_ns = le64_get(bytes + 64),
@@ -49,8 +51,8 @@ int vfs_marks_write(struct slot_file *file, const struct vfs_marks *marks) {
   le64_put(bytes + 32, marks->nonce);
   le32_put(bytes + 40, marks->pages);
   le32_put(bytes + 44, marks->page_size);
-  le32_put(bytes + 48,
-           (marks->stopped_in_order ? MARKS_STOPPED_IN_ORDER : 0) | (marks->is_rebuilding ? MARKS_REBUILDING : 0));
+  le32_put(bytes + 48, (marks->stopped_in_order ? MARKS_STOPPED_IN_ORDER : 0) |
+                           (marks->is_rebuilding ? MARKS_REBUILDING : 0) | (marks->is_suspect ? MARKS_SUSPECT : 0));
   le32_put(bytes + 52, marks->change_counter);
   le64_put(bytes + 56, marks->size_bytes);
   le64_put(bytes + 64, marks->mtime_ns);

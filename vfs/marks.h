@@ -9,7 +9,7 @@
 ** Payload, little-endian: offset 0 begun (8), 8 checkpointed (8), 16 checksum of the state at
 ** checkpointed (8), 24 index of the last change set in it (8), 32 nonce (8), 40 size in pages (4),
 ** 44 page size (4), 48 flags (4; bit 0: stopped in order, bit 1: being made
-** again from nothing), 52 change counter of the file (4), 56 size in bytes (8),
+** again from nothing, bit 2: damage was found in it), 52 change counter of the file (4), 56 size in bytes (8),
 ** 64 mtime in ns (8), 72 inode (8), 80 the run of the machine in which the nonce was drawn (8; os_boot). Change counter,
 ** size, mtime and inode count only after a stop in order.
 */
@@ -21,7 +21,7 @@
 struct vfs_marks {
   uint64_t begun, checkpointed, checksum, set_index, nonce;
   uint32_t pages, page_size;
-  bool stopped_in_order, is_rebuilding;
+  bool stopped_in_order, is_rebuilding, is_suspect;
   uint32_t change_counter;
   uint64_t size_bytes, mtime_ns, inode, boot;
 };

@@ -109,7 +109,7 @@ static bool has_beside(struct vfs_database *database, const char *suffix) {
 enum vfs_trust vfs_trust(struct vfs_database *database) {
   struct vfs_marks now = {0};
   const struct vfs_marks *then = &database->marks;
-  if (then->is_rebuilding) return VFS_TRUST_UNKNOWN;
+  if (then->is_rebuilding || then->is_suspect) return VFS_TRUST_UNKNOWN;
   if (!then->stopped_in_order) return trust_in_shm(database);
   vfs_stat_file(database, &now);
   bool is_same = now.size_bytes == then->size_bytes && now.mtime_ns == then->mtime_ns && now.inode == then->inode &&

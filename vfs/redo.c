@@ -32,7 +32,8 @@ struct redo {
   uint64_t log_first;
   const struct vfs_source *snapshot; /* NULL: none; used once */
   uint32_t auto_vacuum;
-  bool is_kept; /* what another program left */
+  bool is_kept;    /* what another program left */
+  bool is_written; /* the file is not what was scanned before */
 };
 
 void vfs_first_page(uint8_t *page, uint32_t page_size, uint32_t auto_vacuum) {
@@ -62,14 +63,25 @@ int vfs_scan_checksum(struct vfs_database *database, uint32_t pages, uint64_t *c
     code = database->file->pMethods->xRead(database->file, bytes, (int)(n * page_size),
                                            (sqlite3_int64)(first - 1) * page_size);
     if (code == SQLITE_IOERR_SHORT_READ) code = SQLITE_OK; /* zeros beyond the end */
-    for (uint32_t i = 0; i < n && code == SQLITE_OK; i++)
-      if (first + i != lock_page) *checksum ^= vfs_page_hash(first + i, bytes + (size_t)i * page_size, page_size);
+    for (uint32_t i = 0; i < n && code == SQLITE_OK; i++) {
+      if (first + i == lock_page) continue;
+      const uint8_t *page = bytes + (size_t)i * page_size;
+      *checksum ^= vfs_page_hash(first + i, page, page_size);
+      vfs_hashes_set(database->hashes, first + i, page, page_size);
+    }
   }
   free(bytes);
   return code == SQLITE_OK ? VFS_OK : VFS_IO;
 }
 
+/* What was known of the file's pages counts no more. */
+static void note_written(struct redo *redo) {
+  if (!redo->is_written) vfs_hashes_clear(redo->database->hashes);
+  redo->is_written = true;
+}
+
 static int redo_set(struct redo *redo, const struct vfs_log_entry *entry) {
+  note_written(redo);
   struct vfs_database *database = redo->database;
   const struct vfs_change_set *set = &entry->set;
   uint32_t page_number = 0;
@@ -180,7 +192,7 @@ static int mark_redone(struct redo *redo) {
   marks.checksum = redo->checksum;
   marks.pages = redo->pages;
   marks.page_size = database->page_size;
-  marks.stopped_in_order = marks.is_rebuilding = false;
+  marks.stopped_in_order = marks.is_rebuilding = marks.is_suspect = false;
   vfs_draw_nonce(database, &marks);
   return vfs_write_marks(database, &marks);
 }
@@ -273,6 +285,8 @@ static int rebuild(struct redo *redo) {
   if (!error) error = mark_rebuild(redo);
   if (error) return error;
   vfs_pages_clear(redo->file_pages);
+  redo->is_written = false;
+  note_written(redo);
   error = vfs_error_of_sqlite(database->file->pMethods->xTruncate(database->file, 0));
   if (!error) error = redo->snapshot ? write_snapshot(redo) : write_first_page(redo);
   if (!error) error = redo_range(redo, from + 1);

@@ -76,6 +76,8 @@
 */
 #include "wal.h"
 
+#include "hashes.h"
+
 #include <assert.h>
 #include <endian.h>
 #include <pthread.h>
@@ -116,6 +118,7 @@ _Static_assert(TABLE_SLOTS_OFFSET + TABLE_SLOTS * sizeof(uint16_t) == VFS_WAL_RE
 struct vfs_wal {
   struct vfs_wal *next; /* all of the process; wals_mutex */
   sqlite3_file *database, *wal;
+  struct vfs_hashes *hashes; /* or NULL */
   uint32_t page_size;
   uint8_t *frame;            /* one frame to be written; the holder of WRITE */
   pthread_mutex_t mapping;   /* guards the filling of regions[], and the next two */
@@ -411,6 +414,10 @@ int vfs_wal_open(sqlite3_file *database, sqlite3_file *file, uint32_t page_size,
   return SQLITE_OK;
 }
 
+void vfs_wal_set_hashes(struct vfs_wal *wal, struct vfs_hashes *hashes) {
+  wal->hashes = hashes;
+}
+
 void vfs_wal_close(struct vfs_wal *wal) {
   if (wal == NULL) return;
   pthread_mutex_lock(&wals_mutex);
@@ -560,6 +567,10 @@ int vfs_wal_read_frame(struct vfs_wal *wal, uint32_t frame, void *page) {
   return wal->wal->pMethods->xRead(wal->wal, page, (int)wal->page_size, vfs_wal_frame_offset(wal, frame));
 }
 
+static bool is_right(struct vfs_wal *wal, uint32_t page_number, const void *page) {
+  return wal->hashes == NULL || vfs_hashes_check(wal->hashes, page_number, page, wal->page_size);
+}
+
 int vfs_wal_read_page(struct vfs_wal *wal, uint32_t page_number, uint32_t max_frame, void *page) {
   uint32_t frame;
   assert(page_number > 0);
@@ -568,6 +579,7 @@ int vfs_wal_read_page(struct vfs_wal *wal, uint32_t page_number, uint32_t max_fr
   if (frame != 0) return vfs_wal_read_frame(wal, frame, page);
   int64_t offset = (int64_t)(page_number - 1) * wal->page_size;
   rc = wal->database->pMethods->xRead(wal->database, page, (int)wal->page_size, offset);
+  if (rc == SQLITE_OK && !is_right(wal, page_number, page)) return SQLITE_IOERR_DATA;
   return rc == SQLITE_IOERR_SHORT_READ ? SQLITE_OK : rc; /* the base has filled up with zeros */
 }
 
@@ -584,6 +596,8 @@ int vfs_wal_read_pages(struct vfs_wal *wal, uint32_t page_number, uint32_t n, ui
       int64_t offset = (int64_t)(page_number + at - run - 1) * page_size;
       rc = wal->database->pMethods->xRead(wal->database, pages + (size_t)(at - run) * page_size, (int)(run * page_size),
                                           offset);
+      for (uint32_t i = at - run; rc == SQLITE_OK && i < at; i++)
+        if (!is_right(wal, page_number + i, pages + (size_t)i * page_size)) rc = SQLITE_IOERR_DATA;
       if (rc == SQLITE_IOERR_SHORT_READ) rc = SQLITE_OK; /* the base has filled up with zeros */
       run = 0;
     }
@@ -771,7 +785,9 @@ static int copy_frame(struct vfs_wal *wal, uint64_t key, void *page) {
   int64_t offset = (int64_t)(page_number - 1) * wal->page_size;
   int rc = vfs_wal_read_frame(wal, frame, page);
   if (rc != SQLITE_OK) return rc;
-  return wal->database->pMethods->xWrite(wal->database, page, (int)wal->page_size, offset);
+  rc = wal->database->pMethods->xWrite(wal->database, page, (int)wal->page_size, offset);
+  if (rc == SQLITE_OK && wal->hashes != NULL) vfs_hashes_set(wal->hashes, page_number, page, wal->page_size);
+  return rc;
 }
 
 /* Writes the newest frame of each page in (first, last], in the order of the file. */

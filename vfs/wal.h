@@ -52,6 +52,9 @@ struct vfs_wal; /* of one database in this process */
 */
 int vfs_wal_open(sqlite3_file *database, sqlite3_file *wal, uint32_t page_size, struct vfs_wal **out);
 void vfs_wal_close(struct vfs_wal *wal);
+/* Pages that it reads from the database file are checked (SQLITE_IOERR_DATA), those that it writes are noted. Not owned. */
+struct vfs_hashes;
+void vfs_wal_set_hashes(struct vfs_wal *wal, struct vfs_hashes *hashes);
 
 /*
 ** Where a connection of this process finds a region that the base VFS has mapped at `mapped`: the same memory, at an address

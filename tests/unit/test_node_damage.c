@@ -235,11 +235,78 @@ static void a_change_that_is_in_the_log_already_is_not_taken_twice(void **state)
   assert_false(is_there("app.db.changed-1"));
 }
 
-/* ---- One of three ---- */
-
 static void wait_until_equal(struct cluster *cluster, const char *sql) {
   assert_equal_nodes(cluster, run_on_leader(cluster, sql));
 }
+
+/* ---- Under the feet of a node that runs ---- */
+
+/* The page of a row's value; the row stays where it is. */
+static long find_bytes(const char *name, const char *bytes) {
+  FILE *file = fopen(path_of(name), "rb");
+  static char content[1 << 20];
+  assert_non_null(file);
+  size_t size = fread(content, 1, sizeof content, file);
+  fclose(file);
+  const char *at = memmem(content, size, bytes, strlen(bytes));
+  assert_non_null(at);
+  return at - content;
+}
+
+static void a_page_that_changes_under_a_node_is_neither_shown_nor_built_on(void **state) {
+  (void)state;
+  sqlite3 *db = open_node("app.db", "");
+  run(db,
+      "CREATE TABLE t(a INTEGER PRIMARY KEY, b); WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE "
+      "i < 200) INSERT INTO t SELECT i, 'row ' || i || '.' || hex(zeroblob(500)) FROM n");
+  stop(db); /* all is in the file */
+  db = open_node("app.db", "");
+  flip_byte(path_of("app.db"), find_bytes("app.db", "row 100."));
+  sqlite3 *other = open_node("app.db", "");
+  assert_string_equal(ask(other, "SELECT substr(b, 1, 6) FROM t WHERE a = 7"), "row 7.");
+  assert_int_not_equal(run_code(other, "SELECT b FROM t WHERE a = 100"), SQLITE_OK);
+  assert_non_null(strstr(ask(other, "SELECT balsa_error()"), "app.db is damaged at offset"));
+  assert_int_not_equal(run_code(other, "UPDATE t SET b = 'new' WHERE a = 100"), SQLITE_OK);
+  run(other, "UPDATE t SET b = 'new' WHERE a = 7");
+  assert_fails(other, "SELECT balsa_snapshot()", "app.db");
+  assert_non_null(strstr(ask(other, "SELECT notice FROM balsa_status"), "app.db is damaged at offset"));
+  sqlite3_close(other);
+  stop(db);
+  db = open_node("app.db", "");
+  assert_string_equal(ask(db, "SELECT substr(b, 1, 7) FROM t WHERE a = 100"), "row 100");
+  assert_string_equal(ask(db, "SELECT b FROM t WHERE a = 7"), "new");
+  assert_string_equal(ask(db, "PRAGMA integrity_check"), "ok");
+  assert_non_null(strstr(ask(db, "SELECT notice FROM balsa_status"), "app.db.changed-1"));
+  stop(db);
+}
+
+static void a_follower_whose_page_changed_applies_nothing_on_it_and_is_well_after_a_start(void **state) {
+  struct cluster cluster = {0};
+  (void)state;
+  open_cluster(&cluster);
+  wait_until_equal(&cluster, "CREATE TABLE t(a INTEGER PRIMARY KEY, b)");
+  wait_until_equal(&cluster,
+                   "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 200) INSERT INTO t "
+                   "SELECT i, 'row ' || i || '.' || hex(zeroblob(500)) FROM n");
+  stop_cluster(&cluster); /* all is in the files */
+  for (int i = 0; i < 3; i++) open_member(&cluster, i);
+  int leader = run_on_leader(&cluster, "UPDATE t SET b = 'new' WHERE a = 7"), follower = (leader + 1) % 3;
+  assert_equal_nodes(&cluster, leader);
+  char name[32];
+  snprintf(name, sizeof name, "node%d.db", follower + 1);
+  flip_byte(path_of(name), find_bytes(name, "row 100."));
+  run_on_leader(&cluster, "UPDATE t SET b = b || '!' WHERE a = 100");
+  while (!strstr(ask(cluster.db[follower], "SELECT state FROM balsa_status"), "quarantined")) sqlite3_sleep(1);
+  assert_non_null(strstr(ask(cluster.db[follower], "SELECT notice FROM balsa_status"), "is damaged at offset"));
+  stop(cluster.db[follower]);
+  open_member(&cluster, follower);
+  wait_until_equal(&cluster, "UPDATE t SET b = b || '!' WHERE a = 100");
+  assert_string_equal(ask(cluster.db[follower], "SELECT substr(b, 1, 7) || substr(b, -3) FROM t WHERE a = 100"),
+                      "row 1000!!");
+  stop_cluster(&cluster);
+}
+
+/* ---- One of three ---- */
 
 static void what_was_changed_on_one_of_three_is_kept_aside(void **state) {
   struct cluster cluster = {0};
@@ -274,6 +341,8 @@ int main(void) {
       TEST(bytes_that_change_without_a_program_are_made_again),
       TEST(a_change_that_came_half_into_the_log_begins_anew),
       TEST(a_change_that_is_in_the_log_already_is_not_taken_twice),
+      TEST(a_page_that_changes_under_a_node_is_neither_shown_nor_built_on),
+      TEST(a_follower_whose_page_changed_applies_nothing_on_it_and_is_well_after_a_start),
       TEST(what_was_changed_on_one_of_three_is_kept_aside),
   };
   if (balsa_init() != SQLITE_OK) return 1;

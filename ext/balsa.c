@@ -110,7 +110,10 @@ int balsa_init(void) {
 int balsa_stop(sqlite3 *db, const char *schema) {
   struct vfs_connection *connection = vfs_connection_find(db, schema);
   if (!connection) return SQLITE_ERROR;
-  if (vfs_connection_is_writing(connection)) return SQLITE_MISUSE;
+  if (vfs_connection_is_writing(connection)) {
+    vfs_connection_set_error(connection, "balsa_stop: this connection has a write transaction open: end it first");
+    return SQLITE_MISUSE;
+  }
   struct node *node = node_of_connection(connection);
   node_stop(node, node_now(node) + NODE_STOP_MS_MAX * OS_MS);
   return SQLITE_OK;

@@ -29,14 +29,20 @@
 #define TOKEN_MAX 96
 #define NOT_REPLICATED "no replicated database on this connection: open one with vfs=balsa"
 
+/* The message of the statement, and what balsa_error() tells. */
+static void fail(sqlite3_context *context, const char *text) {
+  struct vfs_connection *connection = vfs_connection_find(sqlite3_context_db_handle(context), NULL);
+  if (connection) vfs_connection_set_error(connection, text);
+  sqlite3_result_error(context, text, -1);
+}
+
 /* The connection's Balsa database called `schema` (NULL: the first); sets the error if there is none. */
 static struct vfs_connection *connection_of(sqlite3_context *context, const char *schema) {
   struct vfs_connection *connection = vfs_connection_find(sqlite3_context_db_handle(context), schema);
   if (!connection)
-    sqlite3_result_error(context, NOT_REPLICATED, -1);
+    fail(context, NOT_REPLICATED);
   else if (node_is_forked()) {
-    sqlite3_result_error(context,
-                         "this process was forked from one that uses Balsa; open databases after fork and exec", -1);
+    fail(context, "this process was forked from one that uses Balsa; open databases after fork and exec");
     connection = NULL;
   }
   return connection;
@@ -55,14 +61,14 @@ static bool refuse_writer(sqlite3_context *context, struct vfs_connection *conne
   if (!vfs_connection_is_writing(connection)) return false;
   snprintf(text, sizeof text,
            "%s: this connection has a write transaction open and would wait for itself: end it first", function);
-  sqlite3_result_error(context, text, -1);
+  fail(context, text);
   return true;
 }
 
 static void result_failure(sqlite3_context *context, const char *function, int error, const char *why) {
   char text[VFS_TEXT_MAX + 32];
   snprintf(text, sizeof text, "%s: %s", function, why[0] ? why : "it failed");
-  sqlite3_result_error(context, text, -1);
+  fail(context, text);
   if (error == VFS_BUSY || error == VFS_NOBODY) sqlite3_result_error_code(context, SQLITE_BUSY);
   if (error == VFS_NO_SPACE) sqlite3_result_error_code(context, SQLITE_FULL);
 }
@@ -103,7 +109,7 @@ static bool milliseconds(sqlite3_context *context, sqlite3_value *value, uint64_
     *ms = (uint64_t)sqlite3_value_int64(value);
     return true;
   }
-  sqlite3_result_error(context, "balsa_wait: the second argument must be 0 to 3600000 (ms)", -1);
+  fail(context, "balsa_wait: the second argument must be 0 to 3600000 (ms)");
   return false;
 }
 
@@ -113,7 +119,7 @@ static void function_wait(sqlite3_context *context, int n, sqlite3_value **argum
   struct node *node = node_of_connection(connection);
   uint64_t ms = vfs_connection_timeout_ms(connection);
   if (sqlite3_value_numeric_type(arguments[0]) != SQLITE_INTEGER || sqlite3_value_int64(arguments[0]) < 0) {
-    sqlite3_result_error(context, "balsa_wait: the first argument must be an index of the log", -1);
+    fail(context, "balsa_wait: the first argument must be an index of the log");
     return;
   }
   if (n > 1 && !milliseconds(context, arguments[1], &ms)) return;
@@ -131,7 +137,7 @@ static void function_wait(sqlite3_context *context, int n, sqlite3_value **argum
            "balsa_wait: entry %" PRIu64 " is not applied here after %" PRIu64 " ms: this node is at %" PRIu64
            " (%.700s)",
            index, ms, status.applied_index, status.state);
-  sqlite3_result_error(context, text, -1);
+  fail(context, text);
   if (error == VFS_BUSY) sqlite3_result_error_code(context, SQLITE_BUSY);
 }
 
@@ -177,14 +183,14 @@ static void function_outcome(sqlite3_context *context, int n, sqlite3_value **ar
   const char *theirs = NULL;
   uint64_t term = 0, index = 0;
   if (!parse_token(token, &term, &index, &theirs)) {
-    sqlite3_result_error(context, "balsa_outcome: this is no token of balsa_last_commit()", -1);
+    fail(context, "balsa_outcome: this is no token of balsa_last_commit()");
     return;
   }
   struct node *node = node_of_connection(connection);
   struct raft_uuid uuid = node_cluster(node);
   node_uuid_text(&uuid, ours);
   if (strcmp(ours, theirs) != 0) {
-    sqlite3_result_error(context, "balsa_outcome: this token is of another cluster", -1);
+    fail(context, "balsa_outcome: this token is of another cluster");
     return;
   }
   sqlite3_result_text(context, words[node_outcome(node, term, index)], -1, SQLITE_STATIC);
@@ -210,7 +216,7 @@ static void function_stop(sqlite3_context *context, int n, sqlite3_value **argum
   struct vfs_connection *connection = connection_of(context, schema);
   if (!connection) return;
   if (vfs_connection_is_writing(connection)) {
-    sqlite3_result_error(context, "balsa_stop: this connection has a write transaction open: end it first", -1);
+    fail(context, "balsa_stop: this connection has a write transaction open: end it first");
     return;
   }
   struct node *node = node_of_connection(connection);
@@ -227,7 +233,7 @@ static void function_transfer(sqlite3_context *context, int n, sqlite3_value **a
     bool is_number = sqlite3_value_numeric_type(arguments[0]) == SQLITE_INTEGER &&
                      sqlite3_value_int64(arguments[0]) > 0;
     if (!is_number) {
-      sqlite3_result_error(context, "balsa_transfer: the argument must be the number of a node", -1);
+      fail(context, "balsa_transfer: the argument must be the number of a node");
       return;
     }
     to = (uint64_t)sqlite3_value_int64(arguments[0]);
@@ -250,7 +256,7 @@ static bool node_number(sqlite3_context *context, const char *name, sqlite3_valu
     return true;
   }
   snprintf(text, sizeof text, "%s: the first argument must be a node's number, as balsa_members shows it", name);
-  sqlite3_result_error(context, text, -1);
+  fail(context, text);
   return false;
 }
 
@@ -268,7 +274,7 @@ static void change(sqlite3_context *context, enum node_wish wish, const char *na
     return;
   }
   snprintf(text, sizeof text, "%s: %s", name, why);
-  sqlite3_result_error(context, text, -1);
+  fail(context, text);
   if (code == SQLITE_BUSY) sqlite3_result_error_code(context, SQLITE_BUSY);
 }
 
@@ -276,7 +282,7 @@ static void function_add(sqlite3_context *context, int n, sqlite3_value **argume
   const char *address = (const char *)sqlite3_value_text(arguments[1]);
   (void)n;
   if (!address || !address[0] || strlen(address) >= RAFT_ADDRESS_MAX) {
-    sqlite3_result_error(context, "balsa_add: the second argument must be the node's address, host:port", -1);
+    fail(context, "balsa_add: the second argument must be the node's address, host:port");
     return;
   }
   change(context, NODE_ADD, "balsa_add", arguments[0], address);

@@ -188,11 +188,8 @@ static uint64_t term_in_log(const struct raft_start *start, uint64_t index) {
 static int check(struct node *node, const struct raft_start *start, const struct node_snapshot *snapshot, char *text) {
   const struct snapshot_meta *meta = &snapshot->meta;
   if (!snapshot->reader || meta->index + 1 < start->first_index) {
-    node_say(
-        text,
-        "%s/log begins at entry %" PRIu64
-        ", but no snapshot in %s/snapshots reaches so far",
-        node->folder, start->first_index, node->folder);
+    node_say(text, "%s/log begins at entry %" PRIu64 ", but no snapshot in %s/snapshots reaches so far", node->folder,
+             start->first_index, node->folder);
     return SQLITE_CORRUPT;
   }
   if (meta->index + 1 == start->first_index && start->prev_term != meta->term) {

@@ -122,6 +122,8 @@ static int table_close(sqlite3_vtab_cursor *base) {
 }
 
 static int table_fail(sqlite3_vtab *base, char *message) {
+  struct vfs_connection *connection = vfs_connection_find(((struct table *)base)->db, NULL);
+  if (connection && message) vfs_connection_set_error(connection, message);
   sqlite3_free(base->zErrMsg);
   base->zErrMsg = message;
   return SQLITE_ERROR;

@@ -988,6 +988,10 @@ struct vfs_database *vfs_connection_database(struct vfs_connection *connection) 
 struct vfs_token vfs_connection_last_commit(struct vfs_connection *connection) {
   return connection->last_commit;
 }
+void vfs_connection_set_error(struct vfs_connection *connection, const char *text) {
+  vfs_connection_fail(connection, "%s", text);
+}
+
 const char *vfs_connection_error(struct vfs_connection *connection) {
   return connection->error;
 }

@@ -279,6 +279,7 @@ struct vfs_database *vfs_connection_database(struct vfs_connection *connection);
 struct vfs_token vfs_connection_last_commit(struct vfs_connection *connection);
 /* The sentence for its last error; "" none. */
 const char *vfs_connection_error(struct vfs_connection *connection);
+void vfs_connection_set_error(struct vfs_connection *connection, const char *text);
 /* Does it hold the write ticket (an open write transaction)? Then what waits for commits must refuse. */
 bool vfs_connection_is_writing(struct vfs_connection *connection);
 uint32_t vfs_connection_timeout_ms(struct vfs_connection *connection); /* PRAGMA balsa_timeout */

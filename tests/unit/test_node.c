@@ -268,7 +268,11 @@ static void waiting_for_an_index_ends_with_it_or_with_the_limit(void **state) {
   run(db, "SELECT balsa_wait((SELECT commit_index FROM balsa_status))");
   assert_fails(db, "SELECT balsa_wait(1000000, 1)", "entry 1000000 is not applied here");
   assert_int_equal(sqlite3_errcode(db), SQLITE_BUSY);
+  assert_non_null(strstr(ask(db, "SELECT balsa_error()"), "entry 1000000 is not applied here"));
   assert_fails(db, "SELECT balsa_wait('x')", "index");
+  assert_non_null(strstr(ask(db, "SELECT balsa_error()"), "must be an index of the log"));
+  assert_fails(db, "SELECT * FROM balsa_members('none')", "none is no replicated database");
+  assert_non_null(strstr(ask(db, "SELECT balsa_error()"), "none is no replicated database"));
   assert_fails(db, "SELECT balsa_wait(1, -1)", "ms");
   run(db, "BEGIN IMMEDIATE");
   assert_fails(db, "SELECT balsa_wait(1)", "write transaction");

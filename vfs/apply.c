@@ -205,7 +205,7 @@ int vfs_apply(struct vfs_database *database, const struct vfs_log_entry *entry, 
   }
   /* Not between the parts of a transaction: until its end the WAL cannot start again. */
   if (!database->parts_open && vfs_wal_is_full(database)) vfs_wait_for_wal(database, APPLY_PACE);
-  if (!vfs_database_take(database, entry, VFS_TICKET_FRONT, os_now(database->os) + COMPENSATE_SLICE)) {
+  if (!vfs_ticket_take(&database->ticket, entry, VFS_TICKET_FRONT, os_now(database->os) + COMPENSATE_SLICE)) {
     snprintf(text, VFS_TEXT_MAX, "a write transaction is open on %s", database->path);
     return VFS_BUSY;
   }
@@ -280,7 +280,8 @@ int vfs_install(struct vfs_database *database, const struct vfs_source *source, 
   text[0] = 0;
   if (!atomic_load(&database->ready)) return VFS_BUSY;
   if (source->info.page_size != database->page_size || source->info.pages == 0) return VFS_DAMAGED;
-  if (!vfs_database_take(database, source, VFS_TICKET_FRONT, os_now(database->os) + COMPENSATE_SLICE)) return VFS_BUSY;
+  if (!vfs_ticket_take(&database->ticket, source, VFS_TICKET_FRONT, os_now(database->os) + COMPENSATE_SLICE))
+    return VFS_BUSY;
   pthread_mutex_lock(&database->mutex);
   vfs_settle(database);
   assert(database->in_flight_count == 0);
@@ -309,7 +310,7 @@ int vfs_compensate(struct vfs_database *database, uint64_t commit_index, bool (*
     return VFS_OK;
   }
   const char *holder = "compensation";
-  while (!vfs_database_take(database, holder, VFS_TICKET_FRONT, os_now(database->os) + COMPENSATE_SLICE)) {
+  while (!vfs_ticket_take(&database->ticket, holder, VFS_TICKET_FRONT, os_now(database->os) + COMPENSATE_SLICE)) {
     if (cancelled(database->node)) return VFS_STOPPED;
     name_blocker(database);
   }

@@ -150,7 +150,6 @@ struct range {
 
 struct vfs_encoder {
   uint32_t page_size;
-  uint32_t pages;
   uint32_t last_page; /* of the record before */
   uint8_t *raw;       /* HEADER_MAX bytes of room for the header, then the raw bytes */
   size_t size;        /* of the raw bytes */
@@ -182,17 +181,12 @@ void vfs_encoder_free(struct vfs_encoder *encoder) {
 }
 
 void vfs_encoder_reset(struct vfs_encoder *encoder) {
-  encoder->pages = 0;
   encoder->last_page = 0;
   encoder->size = 0;
 }
 
 size_t vfs_encoder_size(const struct vfs_encoder *encoder) {
   return encoder->size;
-}
-
-uint32_t vfs_encoder_pages(const struct vfs_encoder *encoder) {
-  return encoder->pages;
 }
 
 static bool grow(uint8_t **bytes, size_t *capacity, size_t need) {
@@ -263,7 +257,6 @@ bool vfs_encoder_add(struct vfs_encoder *encoder, uint32_t page_number, const vo
   assert((size_t)(to - begin) <= need);
   encoder->size += (size_t)(to - begin);
   encoder->last_page = page_number;
-  encoder->pages++;
   return true;
 }
 

@@ -51,7 +51,6 @@ void vfs_encoder_reset(struct vfs_encoder *encoder);
 bool vfs_encoder_add(struct vfs_encoder *encoder, uint32_t page_number, const void *before, const void *after);
 /* Raw bytes so far; start another part when this nears VFS_SET_RAW_MAX - 2 pages. */
 size_t vfs_encoder_size(const struct vfs_encoder *encoder);
-uint32_t vfs_encoder_pages(const struct vfs_encoder *encoder); /* pages added that differ */
 /* Encoded bytes, LZ4-compressed where that helps; valid until reset or free. false: no memory. */
 bool vfs_encoder_finish(struct vfs_encoder *encoder, const uint8_t **bytes, uint32_t *size);
 

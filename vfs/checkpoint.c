@@ -264,7 +264,7 @@ static int both_passes(struct vfs_database *database, uint64_t deadline) {
     return VFS_BUSY;
   }
   set_held_back(database, false);
-  if (!vfs_database_take(database, holder, VFS_TICKET_BACK, deadline)) return VFS_BUSY;
+  if (!vfs_ticket_take(&database->ticket, holder, VFS_TICKET_BACK, deadline)) return VFS_BUSY;
   error = second_pass(database, &was_full);
   vfs_ticket_give(&database->ticket, holder);
   if (error && was_full) set_held_back(database, true);

@@ -80,15 +80,10 @@ void vfs_set_notice(struct vfs_database *database, const char *format, ...) {
   sqlite3_log(SQLITE_WARNING, "balsa: %s", database->notice);
 }
 
-bool vfs_database_take(struct vfs_database *database, const void *holder, enum vfs_ticket_place place,
-                       uint64_t deadline) {
-  return vfs_ticket_take(&database->ticket, holder, place, deadline);
-}
-
 static const char pause_holder[] = "pause"; /* its address counts */
 
 int vfs_pause(struct vfs_database *database, uint64_t deadline) {
-  return vfs_database_take(database, pause_holder, VFS_TICKET_FRONT, deadline) ? VFS_OK : VFS_BUSY;
+  return vfs_ticket_take(&database->ticket, pause_holder, VFS_TICKET_FRONT, deadline) ? VFS_OK : VFS_BUSY;
 }
 
 void vfs_resume(struct vfs_database *database) {
@@ -491,12 +486,12 @@ void vfs_database_stop(struct vfs_database *database, uint64_t deadline) {
   atomic_store(&database->stopped, true);
   vfs_epoch_lost(database);
   if (!atomic_load(&database->ready)) return;
-  if (!vfs_database_take(database, holder, VFS_TICKET_FRONT, deadline)) return;
+  if (!vfs_ticket_take(&database->ticket, holder, VFS_TICKET_FRONT, deadline)) return;
   vfs_parts_cancel(database); /* nothing more of it will come, and it would keep the WAL from being emptied */
   vfs_ticket_give(&database->ticket, holder);
   while (vfs_checkpoint_until(database, deadline, text) == VFS_BUSY && os_now(database->os) < deadline)
     pause_stop(database);
-  if (!vfs_database_take(database, holder, VFS_TICKET_FRONT, deadline)) return;
+  if (!vfs_ticket_take(&database->ticket, holder, VFS_TICKET_FRONT, deadline)) return;
   mark_stopped(database);
   vfs_ticket_give(&database->ticket, holder);
 }

@@ -223,9 +223,7 @@ void vfs_database_detach(struct vfs_database *database);
 /* register.c: this process was forked from the one that uses the databases: its copies of locks and states are dead. */
 bool vfs_is_forked_child(void);
 
-/* database.c. Takes the ticket for the node's own work. */
-bool vfs_database_take(struct vfs_database *database, const void *holder, enum vfs_ticket_place place,
-                       uint64_t deadline);
+/* database.c */
 void vfs_set_blocked(struct vfs_database *database, const char *format, ...) __attribute__((format(printf, 2, 3)));
 /* Tells it in balsa_status and in the application's log. */
 void vfs_set_notice(struct vfs_database *database, const char *format, ...) __attribute__((format(printf, 2, 3)));

@@ -48,7 +48,7 @@ int vfs_view_open(struct vfs_database *database, uint64_t deadline, struct vfs_v
   view->database = database;
   view->handle = vfs_open_base(database, database->name, SQLITE_OPEN_MAIN_DB | SQLITE_OPEN_READWRITE, &code);
   int error = view->handle ? VFS_OK : VFS_IO;
-  if (!error && !vfs_database_take(database, view, VFS_TICKET_BACK, deadline)) error = VFS_BUSY;
+  if (!error && !vfs_ticket_take(&database->ticket, view, VFS_TICKET_BACK, deadline)) error = VFS_BUSY;
   if (!error) {
     error = pin_newest(view);
     vfs_ticket_give(&database->ticket, view);

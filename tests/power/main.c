@@ -17,6 +17,7 @@
 #define SEED_SECONDS_MAX 60
 #define SITES_MAX 256
 #define SEEDS_FOR_SITES 60
+#define SITE_MARK " seeds: " /* before a site's name */
 
 struct choices {
   uint64_t first, last;
@@ -147,10 +148,12 @@ static void run_seeds(const struct choices *choices, struct totals *totals) {
 static const struct {
   const char *sites, *why;
 } harmless[] = {
+    {"syncdir / ", "the test's own"},
+    {"syncdir n down", "the test's own"},
     {"dsync balsa/database run", "a cluster of one redoes all of its log, and has a snapshot where that begins later"},
     {"dsync balsa/database stop", "then the stop was none: redo, as after a crash"},
     {"dsync balsa/log/#.log stop", "a seal: all before it was durable"},
-    {"dsync balsa/log/base s", "the cut of a torn batch is done again, or the log keeps what could have gone"},
+    {"dsync balsa/log/base stop", "the same call as in run, and rare"},
     {"dsync balsa/options start", "what was kept last time is what is written"},
     {"sync balsa/log/#.log create", "the same batch is written again at every start"},
     {"sync balsa/log/#.log run", "zeros beneath a batch that is synced itself"},
@@ -169,18 +172,20 @@ static const char *why_harmless(const char *site) {
   return NULL;
 }
 
-/* Runs the seeds in a process of its own, whose output goes to `to`. true: a seed failed, or the process died. */
+/* Runs this program again, since a child that is only forked may not use Balsa. true: a seed failed, or it died. */
 static bool run_apart(const struct choices *choices, FILE *to) {
   int status = 0;
+  char seeds[64];
+  snprintf(seeds, sizeof seeds, "%" PRIu64 "..%" PRIu64, choices->first, choices->last);
   fflush(stdout);
   pid_t child = fork();
   if (child == 0) {
-    struct totals totals = {0};
     if (dup2(fileno(to), STDOUT_FILENO) < 0) _exit(2);
-    run_seeds(choices, &totals);
-    for (size_t i = 0; i < n_sites && choices->lists; i++) printf("%s\n", sites[i].name);
-    fflush(stdout);
-    _exit(totals.failed > 0);
+    if (choices->skipped)
+      execl("/proc/self/exe", "power", "--seeds", seeds, "--skip-sync", choices->skipped, (char *)NULL);
+    else
+      execl("/proc/self/exe", "power", "--seeds", seeds, "--list-syncs", (char *)NULL);
+    _exit(2);
   }
   if (child < 0 || waitpid(child, &status, 0) != child) abort();
   rewind(to);
@@ -189,17 +194,16 @@ static bool run_apart(const struct choices *choices, FILE *to) {
 
 /* Which syncs there are: what a few seeds do. */
 static bool find_sites(const struct choices *given) {
-  struct choices choices = {.first = given->first, .last = given->first + SEEDS_FOR_SITES, .lists = true};
-  char line[SIM_MACHINE_SITE_MAX + 2];
+  struct choices choices = {.first = given->first, .last = given->first + SEEDS_FOR_SITES};
+  char line[512];
   FILE *output = tmpfile();
   if (!output) abort();
   bool has_failed = run_apart(&choices, output);
   while (fgets(line, sizeof line, output)) {
+    char *site = strstr(line, SITE_MARK);
     line[strcspn(line, "\n")] = 0;
-    if (has_failed)
-      printf("%s\n", line);
-    else
-      note_site(NULL, line, 1);
+    if (has_failed) printf("%s\n", line);
+    if (site) note_site(NULL, site + strlen(SITE_MARK), 1);
   }
   fclose(output);
   return !has_failed;
@@ -242,7 +246,7 @@ int main(int argc, char **argv) {
     run_seeds(&choices, &totals);
   if (choices.lists)
     for (size_t i = 0; i < n_sites; i++)
-      printf("%8" PRIu64 " in %5" PRIu64 " seeds  %s\n", sites[i].count, sites[i].seeds, sites[i].name);
+      printf("%8" PRIu64 " in %5" PRIu64 SITE_MARK "%s\n", sites[i].count, sites[i].seeds, sites[i].name);
   if (!choices.skips_all) print_counters(&totals.counters);
   printf("%" PRIu64 " passed, %" PRIu64 " failed\n", totals.passed, totals.failed);
   fflush(stdout);

@@ -64,7 +64,8 @@
 #define NODE_CHECKPOINT_RETRY_MAX (250 * OS_MS) /* readers that stay are asked for that often */
 #define NODE_START_ALONE_MAX OS_SECOND          /* an open waits this long for a cluster of one to be ready */
 #define NODE_NO_SPACE_RETRY_NS (200 * OS_MS)
-#define NODE_SEGMENT_BYTES_MIN (64u << 10) /* of the log: smaller ones if snapshots are frequent */
+#define NODE_NO_SPACE_RETRY_MAX (2 * OS_SECOND) /* to make room for the log writes as much as there is */
+#define NODE_SEGMENT_BYTES_MIN (64u << 10)      /* of the log: smaller ones if snapshots are frequent */
 #define NODE_SEGMENT_BYTES_MAX (16u << 20)
 #define NODE_WEIGHTS 64                /* remembered places in the log; half of them lie in its tail */
 #define NODE_VIEW_WAIT (2 * OS_SECOND) /* a snapshot waits for its turn among the writers */
@@ -326,6 +327,9 @@ struct node {
   bool flushing;              /* a thread is in raft_store_flush */
   bool unattended;            /* something to flush that no committing thread will come for */
   bool no_space;              /* the last flush found the disk full */
+  bool log_full;              /* a proposal was refused for want of room: the log thread tries to make it */
+  uint64_t make_room_at;      /* when to try again */
+  uint32_t making_room;       /* proposing threads that have room made: the store must stay */
   uint64_t retry_at;          /* when to try again */
   struct node_waiter *handed; /* was asked to lead the next flush */
   uint64_t persist_given;     /* highest number given out by the core */
@@ -546,6 +550,11 @@ void node_flush(struct node *node);
 bool node_may_lead(const struct node *node, uint64_t index);
 /* mutex held. If something waits for a flush and nobody leads one: finds a leader for it. */
 void node_hand_over(struct node *node);
+/*
+** mutex held, given up meanwhile. What the log cannot take is refused before it is proposed: VFS_NO_SPACE, with a sentence in
+** `blocked`. VFS_BUSY: not before something more is durable.
+*/
+int node_admit(struct node *node, size_t size, bool is_urgent);
 /* mutex held. Nothing is written any more. */
 void node_fail(struct node *node, const char *format, ...) __attribute__((format(printf, 2, 3)));
 void node_log_thread(void *node);

@@ -135,6 +135,50 @@ static void note_flush(struct node *node, int error, uint64_t persist) {
   }
 }
 
+/* mutex held. */
+static void note_full(struct node *node) {
+  char text[RAFT_STORE_TEXT_MAX];
+  raft_store_error(node->store, text);
+  snprintf(node->blocked, sizeof node->blocked, "blocked by a full disk: %s", text);
+  if (!node->log_full) node->make_room_at = os_now(node->os) + NODE_NO_SPACE_RETRY_NS;
+  node->log_full = true;
+  pthread_cond_signal(&node->log_condition);
+}
+
+int node_admit(struct node *node, size_t size, bool is_urgent) {
+  if (node->no_space && !is_urgent) return VFS_NO_SPACE; /* something waits for room already, and says so */
+  int error = raft_store_admit(node->store, size, is_urgent);
+  if (error == -EAGAIN) {
+    node->making_room++;
+    pthread_mutex_unlock(&node->mutex);
+    int failed = raft_store_make_room(node->store);
+    pthread_mutex_lock(&node->mutex);
+    node->making_room--;
+    if (node->stopping) pthread_cond_broadcast(&node->idle_condition);
+    if (node->stopping) return VFS_STOPPED;
+    if (failed && failed != -ENOSPC) return VFS_OK; /* a flush will tell */
+    error = raft_store_admit(node->store, size, is_urgent);
+  }
+  if (error != -ENOSPC) return error ? VFS_BUSY : VFS_OK;
+  note_full(node);
+  return VFS_NO_SPACE;
+}
+
+/* mutex held, given up meanwhile. On the log thread. */
+static void make_room(struct node *node, uint64_t *delay) {
+  pthread_mutex_unlock(&node->mutex);
+  int error = raft_store_make_room(node->store);
+  pthread_mutex_lock(&node->mutex);
+  if (error == -ENOSPC) {
+    *delay = *delay * 2 < NODE_NO_SPACE_RETRY_MAX ? *delay * 2 : NODE_NO_SPACE_RETRY_MAX;
+    node->make_room_at = os_now(node->os) + *delay;
+    return;
+  }
+  *delay = NODE_NO_SPACE_RETRY_NS;
+  node->log_full = false;
+  if (!node->no_space) node->blocked[0] = 0;
+}
+
 void node_flush(struct node *node) {
   uint64_t persist = 0;
   assert(!node->flushing);
@@ -154,7 +198,8 @@ void node_flush(struct node *node) {
 }
 
 void node_wait_idle(struct node *node) {
-  while (node->flushing) os_condition_wait(node->os, &node->idle_condition, &node->mutex, OS_FOREVER);
+  while (node->flushing || node->making_room > 0)
+    os_condition_wait(node->os, &node->idle_condition, &node->mutex, OS_FOREVER);
 }
 
 static bool ask_to_lead(struct node *node, const struct node_waiters *waiters) {
@@ -228,7 +273,7 @@ static void read_for_follower(struct node *node, struct raft_entry *entries) {
   }
 }
 
-static bool log_thread_step(struct node *node, struct raft_entry *entries) {
+static bool log_thread_step(struct node *node, struct raft_entry *entries, uint64_t *delay) {
   bool can_flush = !node->flushing && !node->failed[0] && (!node->no_space || os_now(node->os) >= node->retry_at);
   if (hard_state_is_due(node)) {
     if (node->store_durable >= node->hard_state_number) {
@@ -252,18 +297,25 @@ static bool log_thread_step(struct node *node, struct raft_entry *entries) {
     node_known_write(node);
     return true;
   }
+  if (node->log_full && node->failed[0]) node->log_full = false;
+  if (node->log_full && os_now(node->os) >= node->make_room_at) {
+    make_room(node, delay);
+    return true;
+  }
   return false;
 }
 
 void node_log_thread(void *arg) {
   struct node *node = arg;
+  uint64_t delay = NODE_NO_SPACE_RETRY_NS;
   struct raft_entry *entries = calloc(NODE_APPEND_ENTRIES_MAX, sizeof *entries);
   pthread_mutex_lock(&node->mutex);
   if (!entries) node_fail(node, "%s: no memory for the log thread", node->path);
   while (entries && !node->stopping) {
-    if (log_thread_step(node, entries)) continue;
+    if (log_thread_step(node, entries, &delay)) continue;
     /* A deadline that has passed would come back at once, with the mutex held: only where a step follows. */
     uint64_t deadline = node->no_space && !node->failed[0] ? node->retry_at : OS_FOREVER;
+    if (node->log_full && node->make_room_at < deadline) deadline = node->make_room_at;
     os_condition_wait(node->os, &node->log_condition, &node->mutex, deadline);
   }
   /* What is left to make durable at a stop in order. */

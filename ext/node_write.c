@@ -170,6 +170,7 @@ static int acquire(void *ctx, uint64_t deadline, uint64_t *epoch) {
     if (error) break;
     os_condition_wait(node->os, &node->epoch_condition, &node->mutex, deadline);
   }
+  if (!error && node_admit(node, 0, false) == VFS_NO_SPACE) error = VFS_NO_SPACE;
   *epoch = node->epoch;
   pthread_mutex_unlock(&node->mutex);
   return error;
@@ -244,6 +245,13 @@ static uint64_t next_sequence(struct node *node) {
 static int propose_entry(struct node *node, uint64_t epoch, struct raft_entry *entry, uint64_t deadline) {
   for (;;) {
     int error = wait_for_room(node, epoch, deadline);
+    if (error) return error;
+    error = node_admit(node, raft_entry_size(entry), (entry->flags & RAFT_ENTRY_ABORT) != 0);
+    if (error == VFS_BUSY && os_now(node->os) < deadline) {
+      wait_in(node, &node->durable_waiters, epoch, node->durable_index + 1, deadline);
+      pthread_mutex_lock(&node->mutex);
+      continue;
+    }
     if (error) return error;
     error = raft_propose(node->raft, os_now(node->os), epoch, entry->type, raft_entry_size(entry), &entry->index);
     if (error == RAFT_OK) break;
@@ -465,6 +473,13 @@ static void release_log(void *ctx, struct vfs_log_entry *entry) {
   entry->hold = NULL;
 }
 
+static void explain(void *ctx, char *text) {
+  struct node *node = ctx;
+  pthread_mutex_lock(&node->mutex);
+  if (node->blocked[0]) node_say(text, "%s", node->blocked);
+  pthread_mutex_unlock(&node->mutex);
+}
+
 static void want_checkpoint(void *ctx) {
   struct node *node = ctx;
   pthread_mutex_lock(&node->mutex);
@@ -481,5 +496,6 @@ const struct vfs_node_methods node_vfs_methods = {
     .wait_durable = wait_durable,
     .read_log = read_log,
     .release_log = release_log,
+    .explain = explain,
     .want_checkpoint = want_checkpoint,
 };

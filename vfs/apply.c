@@ -323,6 +323,8 @@ int vfs_compensate(struct vfs_database *database, uint64_t commit_index, bool (*
   struct vfs_state target = database->committed;
   pthread_mutex_unlock(&database->mutex);
   if (!error) error = vfs_restore(database, &target);
+  /* Want of room or memory passes: until then readers wait for what is neither committed nor taken back. */
+  if (error && error != VFS_NO_SPACE && error != VFS_NO_MEMORY) atomic_store(&database->wal_failed, true);
   pthread_mutex_lock(&database->mutex);
   if (!error) {
     if (database->captured.sequence > target.sequence)

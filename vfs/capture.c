@@ -268,9 +268,14 @@ static void refuse(struct capture *capture, int error) {
   struct vfs_state target = database->captured;
   pthread_mutex_unlock(&database->mutex);
   bool restored = vfs_restore(database, &target) == VFS_OK;
-  if (restored) record_loss(database);
-  connection->pending = restored ? VFS_PENDING_LOST : VFS_PENDING_UNKNOWN;
-  if (error == VFS_NOT_HERE || error == VFS_STOPPED)
+  if (restored)
+    record_loss(database);
+  else
+    atomic_store(&database->wal_failed, true); /* it shows what will never be */
+  connection->pending = !restored ? VFS_PENDING_UNKNOWN : error == VFS_NO_SPACE ? VFS_PENDING_FULL : VFS_PENDING_LOST;
+  if (error == VFS_NO_SPACE)
+    vfs_connection_explain(connection, error);
+  else if (error == VFS_NOT_HERE || error == VFS_STOPPED)
     vfs_connection_fail(connection,
                         "the transaction is lost: this node stopped leading before it was sent; run it again");
   else
@@ -324,6 +329,36 @@ int vfs_capture(struct vfs_connection *connection) {
   return SQLITE_OK;
 }
 
+int vfs_reserve_frame(struct vfs_connection *connection, uint32_t frame) {
+  struct vfs_database *database = connection->database;
+  struct vfs_wal_header live;
+  int code = vfs_wal_read_header(database->wal, &live);
+  if (code != SQLITE_OK) return code;
+  pthread_mutex_lock(&database->mutex);
+  uint32_t committed = database->committed.max_frame;
+  pthread_mutex_unlock(&database->mutex);
+  if (committed >= frame) committed = 0; /* SQLite has just restarted the WAL */
+  /* At most a frame for each that is not committed, and one if there is none (vfs_restore). */
+  uint32_t taking_back = frame - committed + 1;
+  if (frame > UINT32_MAX / 4) return SQLITE_FULL;
+  code = vfs_wal_make_room(database->wal, frame + taking_back);
+  if (code == SQLITE_FULL) {
+    vfs_want_checkpoint(database); /* from its beginning there may be room */
+    vfs_connection_fail(connection,
+                        "%s-wal has no room for frame %u, and for taking the transaction back: make room on its disk; "
+                        "nothing of the transaction is left",
+                        database->path, frame);
+  }
+  /* The wal-index must not fail to grow after the frames are written. Counted from the live header: the captured one is of the
+  ** WAL before, if SQLite has just restarted it. */
+  uint32_t unpublished = frame > live.max_frame ? frame - live.max_frame : 0;
+  if (code == SQLITE_OK && frame % (VFS_RESERVE_FRAMES / 2) == 0) {
+    code = vfs_wal_reserve(database->wal, unpublished + taking_back + VFS_RESERVE_FRAMES);
+    if (code != SQLITE_OK) code = vfs_fail_shm(connection, frame, code);
+  }
+  return code;
+}
+
 /* Appends the content that `list`'s pages have at frame `bound`, as one transaction of `target`'s size. */
 static int append_pages(struct vfs_database *database, const struct page_frame *list, uint32_t count, uint32_t bound,
                         uint32_t pages, struct vfs_wal_append *append) {
@@ -366,6 +401,5 @@ int vfs_restore(struct vfs_database *database, const struct vfs_state *target) {
 failed:
   free(list);
   vfs_wal_cancel(database->wal);
-  atomic_store(&database->wal_failed, true);
   return error;
 }

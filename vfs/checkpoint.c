@@ -25,8 +25,8 @@
 
 #include "database.h"
 
-/* How long a checkpoint waits for its turn among the writers, and for the local log to be durable. */
-#define CHECKPOINT_MAX (2 * OS_SECOND)
+/* How long a checkpoint waits for its turn among the writers, and for the local log to be durable. A stop waits for one. */
+#define CHECKPOINT_MAX (500 * OS_MS)
 /* How long pass two waits, with the ticket, for commits and readers; and how long once the WAL has reached its limit. */
 #define DRAIN_MAX (5 * OS_MS)
 #define DRAIN_FULL_COMMITS_MAX OS_SECOND /* a round trip to far nodes may take that long */
@@ -89,6 +89,7 @@ static int backfill(struct vfs_database *database, const struct vfs_state *state
 #endif
   if (!error) error = mark_begun(database, state->index);
   if (!error) error = vfs_error_of_sqlite(vfs_wal_backfill(database->wal, state->max_frame, state->pages));
+  if (error) vfs_refresh_nonce(database); /* it has been attempted */
   if (!error) error = vfs_error_of_sqlite(database->file->pMethods->xSync(database->file, SQLITE_SYNC_NORMAL));
   if (!error) error = mark_checkpointed(database, state);
   if (error) return error;
@@ -290,7 +291,7 @@ int vfs_checkpoint(struct vfs_database *database, char *text) {
 
 /* ---- Pacing ---- */
 
-static void want_checkpoint(struct vfs_database *database) {
+void vfs_want_checkpoint(struct vfs_database *database) {
   atomic_store(&database->checkpoint_wanted, true);
   database->methods->want_checkpoint(database->node);
 }
@@ -322,7 +323,7 @@ void vfs_wait_for_wal(struct vfs_database *database, uint64_t pace) {
   while (should_wait(database) && !atomic_load(&database->stopped) && now < deadline) {
     if (!atomic_load(&database->is_checkpointing)) { /* not yet, or it began before the WAL was full */
       pthread_mutex_unlock(&database->mutex);
-      want_checkpoint(database);
+      vfs_want_checkpoint(database);
       pthread_mutex_lock(&database->mutex);
       if (!should_wait(database)) break;
     }
@@ -335,7 +336,7 @@ void vfs_wait_for_wal(struct vfs_database *database, uint64_t pace) {
 
 void vfs_view_closed(struct vfs_database *database) {
   atomic_fetch_sub(&database->views, 1);
-  want_checkpoint(database);
+  vfs_want_checkpoint(database);
   pthread_mutex_lock(&database->mutex);
   pthread_cond_broadcast(&database->changed);
   pthread_mutex_unlock(&database->mutex);

@@ -33,6 +33,20 @@ void vfs_connection_fail(struct vfs_connection *connection, const char *format, 
   va_end(arguments);
 }
 
+void vfs_connection_explain(struct vfs_connection *connection, int error) {
+  struct vfs_database *database = connection->database;
+  char text[VFS_TEXT_MAX];
+  snprintf(text, sizeof text, "%s", vfs_error_text(error));
+  database->methods->explain(database->node, text);
+  vfs_connection_fail(connection, "%s: nothing is written: %.600s", database->path, text);
+}
+
+int vfs_fail_shm(struct vfs_connection *connection, uint32_t frame, int code) {
+  vfs_connection_fail(connection, "%s-shm cannot grow for frame %u of the WAL (SQLite error %d): make room on its disk",
+                      connection->database->path, frame, code);
+  return code == SQLITE_IOERR_SHMSIZE ? SQLITE_FULL : code; /* the unix VFS has no other word for it */
+}
+
 static struct vfs_connection *connection_of(sqlite3_file *file) {
   return (struct vfs_connection *)file;
 }
@@ -209,9 +223,8 @@ static int refuse_write(struct vfs_connection *connection, int refusal) {
     vfs_connection_fail(connection, "%s: other writers kept this one waiting for %u ms (balsa_timeout)", path,
                         connection->timeout_ms);
     return SQLITE_BUSY;
-  default:
-    vfs_connection_fail(connection, "%s: %s", path, vfs_error_text(refusal));
-    return refusal == VFS_NO_SPACE ? SQLITE_FULL : SQLITE_IOERR;
+  case VFS_NO_SPACE: vfs_connection_explain(connection, refusal); return SQLITE_FULL;
+  default: vfs_connection_fail(connection, "%s: %s", path, vfs_error_text(refusal)); return SQLITE_IOERR;
   }
 }
 
@@ -435,6 +448,7 @@ static int write_grant(struct vfs_connection *connection) {
   connection->gate = 0;
   connection->error[0] = 0;
   int code = vfs_wal_reserve(database->wal, VFS_RESERVE_FRAMES);
+  if (code != SQLITE_OK) code = vfs_fail_shm(connection, database->header.max_frame + 1, code);
   if (code == SQLITE_OK && connection->strict && connection->base_sequence)
     code = wait_with_ticket(connection, connection->base_sequence, deadline_of(connection));
   if (code != SQLITE_OK)
@@ -555,6 +569,7 @@ static int commit_phase_two(struct vfs_connection *connection) {
   connection->pending = VFS_PENDING_NONE;
   if (pending == VFS_PENDING_NONE) return SQLITE_OK;
   if (pending == VFS_PENDING_LOST) return tell_lost(connection);
+  if (pending == VFS_PENDING_FULL) return SQLITE_FULL; /* the pager drops its cache */
   if (pending == VFS_PENDING_UNKNOWN) {
     connection->unsettled = 0; /* the error drops the cache */
     return tell_unknown(connection);
@@ -879,21 +894,6 @@ static int wal_read(sqlite3_file *file, void *bytes, int amount, sqlite3_int64 o
   return wal->real->pMethods->xRead(wal->real, bytes, amount, offset);
 }
 
-/* Counted from the live header: the captured one is of the WAL before, if SQLite has just restarted it. */
-static int reserve_ahead(struct vfs_connection *connection, uint32_t frame) {
-  struct vfs_database *database = connection->database;
-  struct vfs_wal_header live;
-  int code = vfs_wal_read_header(database->wal, &live);
-  if (code != SQLITE_OK) return code;
-  uint32_t unpublished = frame > live.max_frame ? frame - live.max_frame : 0;
-  code = vfs_wal_reserve(database->wal, unpublished + VFS_RESERVE_FRAMES);
-  if (code != SQLITE_OK)
-    vfs_connection_fail(connection,
-                        "%s-shm cannot grow for frame %u of the WAL (SQLite error %d): make room on its disk",
-                        database->path, frame, code);
-  return code;
-}
-
 static int wal_write(sqlite3_file *file, const void *bytes, int amount, sqlite3_int64 offset) {
   struct vfs_wal_file *wal = wal_of(file);
   struct vfs_connection *connection = wal->connection;
@@ -904,12 +904,8 @@ static int wal_write(sqlite3_file *file, const void *bytes, int amount, sqlite3_
     return doomed_code(connection);
   }
   if (amount == VFS_WAL_FRAME_HEADER_SIZE) {
-    uint32_t frame = frame_at(database, offset);
-    /* The wal-index must not fail to grow after the frames are written. */
-    if (frame % (VFS_RESERVE_FRAMES / 2) == 0) {
-      int code = reserve_ahead(connection, frame);
-      if (code != SQLITE_OK) return code;
-    }
+    int code = vfs_reserve_frame(connection, frame_at(database, offset));
+    if (code != SQLITE_OK) return code;
     if (writes_other_file(connection, false)) return SQLITE_ERROR;
   }
   return wal->real->pMethods->xWrite(wal->real, bytes, amount, offset);

@@ -114,7 +114,13 @@ struct vfs_database {
   struct vfs_wal_append parts_append;
 };
 
-enum vfs_pending { VFS_PENDING_NONE, VFS_PENDING_COMMIT, VFS_PENDING_LOST, VFS_PENDING_UNKNOWN };
+enum vfs_pending {
+  VFS_PENDING_NONE,
+  VFS_PENDING_COMMIT,
+  VFS_PENDING_LOST,
+  VFS_PENDING_FULL, /* lost, since a disk is full */
+  VFS_PENDING_UNKNOWN,
+};
 
 struct vfs_connection {
   sqlite3_file file; /* first: this is what SQLite holds */
@@ -171,9 +177,14 @@ int vfs_capture(struct vfs_connection *connection); /* at the unlock of WRITE; s
 int vfs_end_dangling_parts(struct vfs_connection *connection);
 /*
 ** Appends what takes the live state back to `target` (a state in the present WAL) and publishes it; the caller records
-** which sequences are lost. If it fails the database serves no reads until the node starts again.
+** which sequences are lost. If it fails nothing is changed; it may be tried again.
 */
 int vfs_restore(struct vfs_database *database, const struct vfs_state *target);
+/*
+** Before frame `frame` is written: the WAL has room for it, and for taking back everything through it that is not committed.
+** SQLite error code, with the connection's sentence.
+*/
+int vfs_reserve_frame(struct vfs_connection *connection, uint32_t frame);
 /* If SQLite has restarted the WAL: whatever was in it is committed and in the database file. */
 void vfs_note_restart(struct vfs_database *database, const struct vfs_wal_header *live);
 bool vfs_same_salt(const struct vfs_wal_header *a, const struct vfs_wal_header *b);
@@ -183,6 +194,8 @@ bool vfs_same_salt(const struct vfs_wal_header *a, const struct vfs_wal_header *
 ** Asks for a checkpoint if the WAL, of `max_frame` frames, is due for one. No lock held but the ticket.
 */
 void vfs_ask_for_checkpoint(struct vfs_database *database, uint32_t max_frame);
+/* Soon, whatever the size of the WAL. */
+void vfs_want_checkpoint(struct vfs_database *database);
 /* Before a transaction begins: has the WAL reached its limit, so that it should wait? */
 bool vfs_wal_is_full(struct vfs_database *database);
 /* Waits a little for that; while a snapshot is written, for `pace` ns. Neither the ticket nor a read lock held. */
@@ -199,6 +212,10 @@ int vfs_checkpoint_until(struct vfs_database *database, uint64_t deadline, char 
 bool vfs_find_reader(struct vfs_database *database, int offset, const void **connection, int *thread);
 void vfs_connection_fail(struct vfs_connection *connection, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
+/* The sentence for enum vfs_error, as the node has it. */
+void vfs_connection_explain(struct vfs_connection *connection, int error);
+/* The wal-index could not be mapped as far as it is needed. SQLite error code. */
+int vfs_fail_shm(struct vfs_connection *connection, uint32_t frame, int code);
 /* Until when it waits for others now, and what became of that: enum vfs_error. */
 uint64_t vfs_connection_deadline(const struct vfs_connection *connection);
 void vfs_connection_note_wait(struct vfs_connection *connection, int error);

@@ -30,9 +30,11 @@
 
 /* ---- Whether the files are as this node left them ---- */
 
-static uint64_t nonce_value(uint64_t nonce, uint32_t backfilled, const struct vfs_wal_header *header) {
-  uint64_t parts[3] = {nonce, (uint64_t)backfilled << 32 | header->change,
-                       (uint64_t)header->salt[0] << 32 | header->salt[1]};
+/* `attempted` is beyond `backfilled` behind a checkpoint that failed, on a full disk, and was not repeated yet. */
+static uint64_t nonce_value(uint64_t nonce, uint32_t backfilled, uint32_t attempted,
+                            const struct vfs_wal_header *header) {
+  uint64_t parts[4] = {nonce, (uint64_t)backfilled << 32 | header->change,
+                       (uint64_t)header->salt[0] << 32 | header->salt[1], attempted};
   return vfs_page_hash(0, parts, sizeof parts);
 }
 
@@ -40,7 +42,8 @@ void vfs_refresh_nonce(struct vfs_database *database) {
   struct vfs_wal_header live;
   pthread_mutex_lock(&database->mutex); /* who comes last has read the newest header */
   if (vfs_wal_read_header(database->wal, &live) == SQLITE_OK)
-    vfs_wal_set_nonce(database->wal, nonce_value(database->marks.nonce, vfs_wal_backfilled(database->wal), &live));
+    vfs_wal_set_nonce(database->wal, nonce_value(database->marks.nonce, vfs_wal_backfilled(database->wal),
+                                                 vfs_wal_attempted(database->wal), &live));
   pthread_mutex_unlock(&database->mutex);
 }
 
@@ -82,7 +85,7 @@ static enum vfs_trust trust_in_shm(struct vfs_database *database) {
   memcpy(&nonce, bytes + SHM_NONCE_OFFSET, sizeof nonce);
   memcpy(&attempted, bytes + 128, sizeof attempted);
   if (!vfs_wal_header_is_valid(&header)) return VFS_TRUST_UNKNOWN;
-  bool is_ours = attempted == backfilled && nonce == nonce_value(database->marks.nonce, backfilled, &header);
+  bool is_ours = nonce == nonce_value(database->marks.nonce, backfilled, attempted, &header);
   return is_ours ? VFS_TRUST_OURS : who_was_it(database, nonce);
 }
 

@@ -363,6 +363,22 @@ static bool is_half_made(struct vfs_database *database, sqlite3_int64 size) {
          memcmp(magic, zeros, sizeof magic) == 0;
 }
 
+/*
+** On a full disk the WAL gives its place to the file: it is thrown away in any case, and the file needs no more than it
+** had, since a page by which the file grows has a frame in it. true: there was something.
+*/
+static bool drop_wal(struct vfs_database *database) {
+  char path[OS_PATH_MAX];
+  struct os_file *file = NULL;
+  uint64_t size = 0;
+  if (!database->is_alone) return false;
+  snprintf(path, sizeof path, "%s-wal", database->path);
+  if (os_open(database->os, path, OS_OPEN_READ | OS_OPEN_WRITE, &file) != 0) return false;
+  bool is_dropped = os_size(file, &size) == 0 && size > 0 && os_truncate(file, 0) == 0;
+  os_close(file);
+  return is_dropped;
+}
+
 /* NOLINTNEXTLINE(readability-non-const-parameter): written through redo.text */
 int vfs_redo(struct vfs_database *database, const struct vfs_start_options *options, uint64_t *applied, char *text) {
   struct redo redo = {
@@ -388,7 +404,13 @@ int vfs_redo(struct vfs_database *database, const struct vfs_start_options *opti
   /* What another attempt to make it again left is nothing to be kept: what was, was before that began. */
   bool is_lost = size == 0 || database->marks.is_rebuilding || is_half_made(database, size) ||
                  redo.log_first > database->marks.checkpointed + 1;
+  const struct redo begin = redo;
   int error = is_lost ? rebuild(&redo) : redo_file(&redo, options->log_last, trust, verify);
+  if (error == VFS_NO_SPACE && !is_lost && trust == VFS_TRUST_OURS && drop_wal(database)) {
+    vfs_pages_clear(redo.file_pages);
+    redo = begin;
+    error = redo_file(&redo, options->log_last, trust, verify);
+  }
   vfs_pages_free(redo.file_pages);
   if (!error) vfs_remove_beside(database);
   if (!error) error = mark_redone(&redo);

@@ -62,11 +62,12 @@ struct vfs_log_entry {
 /* What the node does for vfs/. Called without the database's mutex, from any thread. */
 struct vfs_node_methods {
   /* May this node write? Waits until `deadline` for an answer when nobody leads. *epoch for propose. */
-  int (*acquire)(void *node, uint64_t deadline, uint64_t *epoch);
+  int (*acquire)(void *node, uint64_t deadline, uint64_t *epoch); /* VFS_NO_SPACE: the log is full */
   void (*release)(void *node, uint64_t epoch);
   /*
   ** Appends a change set to the log and sends it off; returns at once with its index (it may wait for
-  ** memory, at most until `deadline`). set->previous is what it is based on. VFS_NOT_HERE: the epoch is over.
+  ** memory, at most until `deadline`). set->previous is what it is based on. VFS_NOT_HERE: the epoch is over. VFS_NO_SPACE:
+  ** the log has no room for it; for VFS_SET_ABORT there is a reserve.
   */
   int (*propose)(void *node, uint64_t epoch, const struct vfs_change_set *set, uint64_t deadline, uint64_t *index);
   /* Until its fate is known or `deadline`. The calling thread may carry out the log's write itself. */
@@ -78,6 +79,8 @@ struct vfs_node_methods {
   /* The entry at `index`; within vfs_database_start only, most of the time in order. VFS_DAMAGED with a sentence in text. */
   int (*read_log)(void *node, uint64_t index, struct vfs_log_entry *entry, char *text);
   void (*release_log)(void *node, struct vfs_log_entry *entry);
+  /* What stands in the way of who was refused, into text; left alone if there is nothing to say. */
+  void (*explain)(void *node, char *text);
   /* The WAL has grown: call vfs_checkpoint on a thread of the node, at once even if it failed a moment ago. */
   void (*want_checkpoint)(void *node);
 };

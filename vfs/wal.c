@@ -90,6 +90,8 @@
 #define WAL_VERSION 3007000u
 #define WAL_WRITE_MAX 65536u /* base xWrite masks the length of one call (seekAndWriteFd) */
 
+#define WAL_ROOM_STEP 64u /* frames that are made ahead of what is needed */
+
 #define TABLE_PAGES 4096u
 #define TABLE_PAGES_FIRST 4062u
 #define TABLE_SLOTS 8192u
@@ -120,6 +122,7 @@ struct vfs_wal {
   sqlite3_file *database, *wal;
   struct vfs_hashes *hashes; /* or NULL */
   uint32_t page_size;
+  uint32_t room;             /* frames that the file has room for, as far as it is known; the holder of WRITE */
   uint8_t *frame;            /* one frame to be written; the holder of WRITE */
   pthread_mutex_t mapping;   /* guards the filling of regions[], and the next two */
   pthread_mutex_t marks;     /* guards READ(1…4) as `database` holds them: its locks do not exclude each other */
@@ -511,6 +514,42 @@ int vfs_wal_reserve(struct vfs_wal *wal, uint32_t n_frames) {
   return rc;
 }
 
+static sqlite3_int64 size_of_frames(const struct vfs_wal *wal, uint32_t frames) {
+  return vfs_wal_frame_offset(wal, frames + 1) - VFS_WAL_FRAME_HEADER_SIZE;
+}
+
+/* Bytes that were zeros before are as good; what does not fit on the disk is cut off again. */
+static int lengthen(struct vfs_wal *wal, sqlite3_int64 from, sqlite3_int64 to) {
+  void *zeros = calloc(1, WAL_WRITE_MAX);
+  int rc = zeros == NULL ? SQLITE_NOMEM : SQLITE_OK;
+  for (sqlite3_int64 at = from; rc == SQLITE_OK && at < to; at += WAL_WRITE_MAX) {
+    int size = to - at < (sqlite3_int64)WAL_WRITE_MAX ? (int)(to - at) : (int)WAL_WRITE_MAX;
+    rc = wal->wal->pMethods->xWrite(wal->wal, zeros, size, at);
+  }
+  if (rc != SQLITE_OK && rc != SQLITE_NOMEM) wal->wal->pMethods->xTruncate(wal->wal, from);
+  free(zeros);
+  return rc;
+}
+
+int vfs_wal_make_room(struct vfs_wal *wal, uint32_t frames) {
+  sqlite3_int64 size = 0;
+  if (frames <= wal->room) return SQLITE_OK;
+  int rc = wal->wal->pMethods->xFileSize(wal->wal, &size);
+  sqlite3_int64 needed = size_of_frames(wal, frames), wanted = size_of_frames(wal, frames + WAL_ROOM_STEP);
+  uint32_t room = frames + WAL_ROOM_STEP;
+  if (rc == SQLITE_OK && size < needed) {
+    rc = lengthen(wal, size, wanted);
+    if (rc == SQLITE_FULL) {
+      rc = lengthen(wal, size, needed);
+      room = frames;
+    }
+  } else {
+    room = frames;
+  }
+  if (rc == SQLITE_OK) wal->room = room;
+  return rc;
+}
+
 /* ---- Lookups ---- */
 
 uint32_t vfs_wal_frame_page(struct vfs_wal *wal, uint32_t frame) {
@@ -748,6 +787,10 @@ uint32_t vfs_wal_backfilled(struct vfs_wal *wal) {
   return load(first_region(wal), BACKFILL_OFFSET);
 }
 
+uint32_t vfs_wal_attempted(struct vfs_wal *wal) {
+  return load(first_region(wal), BACKFILL_ATTEMPTED_OFFSET);
+}
+
 /* Is this still the WAL that vfs_wal_safe_frame looked at, and does it reach `frame`? */
 static int check_same_wal(struct vfs_wal *wal, uint32_t frame) {
   struct vfs_wal_header header;
@@ -834,9 +877,10 @@ void vfs_wal_set_backfilled(struct vfs_wal *wal, uint32_t frame) {
 /* Nobody reads what is cut off: READ(1…4) are held. If it cannot be cut, it is as good as it was. */
 static void shorten(struct vfs_wal *wal, uint32_t frames_kept) {
   sqlite3_int64 size = 0;
-  sqlite3_int64 wanted = vfs_wal_frame_offset(wal, frames_kept + 1) - VFS_WAL_FRAME_HEADER_SIZE;
-  if (wal->wal->pMethods->xFileSize(wal->wal, &size) == SQLITE_OK && size > wanted)
-    wal->wal->pMethods->xTruncate(wal->wal, wanted);
+  sqlite3_int64 wanted = size_of_frames(wal, frames_kept);
+  if (wal->wal->pMethods->xFileSize(wal->wal, &size) != SQLITE_OK || size <= wanted) return;
+  wal->wal->pMethods->xTruncate(wal->wal, wanted);
+  wal->room = 0;
 }
 
 unsigned vfs_wal_marks(struct vfs_wal *wal, uint32_t frame) {

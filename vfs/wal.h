@@ -83,6 +83,9 @@ uint32_t vfs_wal_header_page_size(const struct vfs_wal_header *header);
 /* Maps the regions that `n_frames` more frames will need, so that neither SQLite nor append can fail there. */
 int vfs_wal_reserve(struct vfs_wal *wal, uint32_t n_frames);
 
+/* Zeros ahead, so that the file has room for `frames` frames, and some more if it can. SQLITE_FULL. Holder of WRITE. */
+int vfs_wal_make_room(struct vfs_wal *wal, uint32_t frames);
+
 /* Page number of a frame, from the wal-index (1 <= frame). 0 if its region cannot be mapped. */
 uint32_t vfs_wal_frame_page(struct vfs_wal *wal, uint32_t frame);
 /*
@@ -147,6 +150,7 @@ void vfs_wal_cancel(struct vfs_wal *wal);
 */
 uint32_t vfs_wal_safe_frame(struct vfs_wal *wal, uint32_t limit_frame, int *busy_reader);
 uint32_t vfs_wal_backfilled(struct vfs_wal *wal); /* nBackfill */
+uint32_t vfs_wal_attempted(struct vfs_wal *wal);  /* nBackfillAttempted */
 /*
 ** Copies the newest frame <= frame of every page into the database file; pages > `pages` are left out. Takes
 ** READ_LOCK(0) exclusively: SQLITE_BUSY if a reader holds it or the WAL was reset since vfs_wal_safe_frame.

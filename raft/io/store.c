@@ -47,7 +47,8 @@
 #define BUFFER_BYTES_KEPT BATCH_BYTES_MAX
 #define READ_BYTES_MAX (1u << 20) /* of one read, unless a single entry is larger */
 #define SLOTS_MIN 64u
-#define SPARE_RETRIES 8u /* a spare that could not be made is tried again that often in a segment */
+#define RESERVE_BYTES (64u << 10) /* of the last segment, or a quarter of it: for what must be written on a full disk */
+#define SPARE_RETRIES 8u          /* a spare that could not be made is tried again that often in a segment */
 
 struct slot {
   struct raft_entry entry;
@@ -98,6 +99,9 @@ struct raft_store {
   pthread_cond_t spare_changed;
   struct spare spare;
   bool spare_wanted;
+  bool no_space; /* the last try to make one found the disk full */
+  uint64_t room; /* for batches in the segment that is appended to, behind the last one that was written */
+  bool is_blank; /* it has none */
   atomic_bool stopping;
 
   /* flush: the segment that is appended to */
@@ -369,6 +373,13 @@ static int remember_salt(struct raft_store *store, uint32_t number, uint64_t sal
   return error;
 }
 
+/* mutex held, and flush_mutex unless nobody else is there: segment, size or offset have changed. */
+static void note_room(struct raft_store *store) {
+  uint64_t end = store->offset + BATCH_SEAL_SIZE;
+  store->room = store->size > end ? store->size - end : 0;
+  store->is_blank = store->offset == SEGMENT_HEADER_SIZE;
+}
+
 /* The number of a file that can be used again; 0: there is none. */
 static uint32_t take_kept(struct raft_store *store) {
   pthread_mutex_lock(&store->mutex);
@@ -402,6 +413,7 @@ static int make_spare_now(struct raft_store *store, uint32_t number, uint64_t si
   int error = make_spare(store, number, size, &made);
   pthread_mutex_lock(&store->mutex);
   if (error) made = (struct spare){.state = SPARE_NONE};
+  if (error != -ECANCELED) store->no_space = error == -ENOSPC;
   store->spare = made;
   pthread_cond_broadcast(&store->spare_changed);
   return error;
@@ -474,6 +486,7 @@ static int enter_spare(struct raft_store *store, uint64_t size) {
   facts_of(store, store->number)->sequence = store->sequence;
   facts_of(store, store->number)->previous = store->previous;
   store->spare = (struct spare){.state = SPARE_NONE};
+  note_room(store);
   pthread_mutex_unlock(&store->mutex);
   return 0;
 }
@@ -490,7 +503,51 @@ static int make_room(struct raft_store *store, uint64_t length) {
     return set_error(store, error, "%s: cannot make the segment %llu bytes long: %s", path, (unsigned long long)need,
                      error_text(error));
   store->size = need;
+  pthread_mutex_lock(&store->mutex);
+  note_room(store);
+  pthread_mutex_unlock(&store->mutex);
   return 0;
+}
+
+/* ---- A full disk ---- */
+
+/* What an entry takes at most: a batch of its own. */
+static uint64_t cost_of(size_t size) {
+  return segment_batch_size(segment_record_size((uint32_t)size));
+}
+
+/*
+** What waits fits into a segment if each entry does with a batch of its own, however they are gathered: none goes on to a
+** segment that is not there. An entry that no segment can hold is let in alone: it gets one of its own, or waits.
+*/
+int raft_store_admit(struct raft_store *store, size_t size, bool is_urgent) {
+  uint64_t reserve = store->segment_bytes / 4 < RESERVE_BYTES ? store->segment_bytes / 4 : RESERVE_BYTES;
+  uint64_t need = cost_of(size) + (is_urgent ? 0 : reserve);
+  int error = 0;
+  pthread_mutex_lock(&store->mutex);
+  bool has_spare = store->spare.state == SPARE_READY;
+  uint64_t next = has_spare ? store->spare.size - SEGMENT_HEADER_SIZE - BATCH_SEAL_SIZE : 0;
+  uint64_t room = store->room > next ? store->room : next;
+  for (uint64_t i = store->durable_index + 1; i <= store->last_index && need <= room; i++)
+    need += cost_of(raft_entry_size(&slot_at(store, i)->entry));
+  bool is_alone = store->durable_index == store->last_index;
+  if (need > room && !has_spare && store->no_space)
+    error = -ENOSPC;
+  else if (need > room && !(is_alone && (has_spare || store->is_blank)))
+    error = -EAGAIN;
+  pthread_mutex_unlock(&store->mutex);
+  return error;
+}
+
+int raft_store_make_room(struct raft_store *store) {
+  int error = 0;
+  pthread_mutex_lock(&store->mutex);
+  while (store->spare.state == SPARE_MAKING)
+    os_condition_wait(store->os, &store->spare_changed, &store->mutex, OS_FOREVER);
+  if (store->spare.state == SPARE_NONE && !store->is_blank)
+    error = make_spare_now(store, store->number + 1, store->segment_bytes);
+  pthread_mutex_unlock(&store->mutex);
+  return error;
 }
 
 /* ---- Flush (all under flush_mutex) ---- */
@@ -561,6 +618,7 @@ static void begin_batch(struct raft_store *store, const struct measure *m, struc
 }
 
 static void count_batch(struct raft_store *store, const struct segment_batch *batch) {
+  note_room(store);
   facts_of(store, store->number)->bytes += batch->length;
   store->bytes += batch->length;
   store->batches++;
@@ -1113,6 +1171,7 @@ int raft_store_open(struct os *os, const char *folder, const struct raft_uuid *i
     *found = (struct raft_store_found){0};
     return error;
   }
+  note_room(made);
   /* Without a thread (a simulation, or none to be had) flushes make the segments. */
   if (os_thread_start(os, "balsa-log", helper_main, made, &made->helper) != 0) made->helper = NULL;
   *store = made;

@@ -72,6 +72,16 @@ void raft_store_commit(struct raft_store *store, uint64_t index);
 size_t raft_store_pending_bytes(struct raft_store *store);
 
 /*
+** Before a proposal whose payload has `size` bytes: would it find room on a full disk? 0: yes, or nothing says that the disk is
+** full. -ENOSPC: the next segment could not be made, and what is left of this one is taken, but for a reserve that keeps
+** leaders' no-ops and what ends a transaction (`is_urgent`) possible. -EAGAIN: ask again after raft_store_make_room, or if that
+** made none, when something more is durable.
+*/
+int raft_store_admit(struct raft_store *store, size_t size, bool is_urgent);
+/* Has the next segment made, if there is none, and waits for it. Blocks for disk I/O. -ENOSPC: raft_store_error says it. */
+int raft_store_make_room(struct raft_store *store);
+
+/*
 ** Writes what is queued now and makes it durable, in one batch or, if that is much, in several; *persist gets the highest
 ** number that is durable now (0: none). If another thread is flushing, waits for it and then flushes the rest,
 ** if any is left. Negative errno: nothing of that batch is durable for certain, every later flush

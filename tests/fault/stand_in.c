@@ -124,6 +124,10 @@ static int read_log(void *context, uint64_t index, struct vfs_log_entry *entry, 
 static void release_log(void *context, struct vfs_log_entry *entry) {
   (void)context, (void)entry;
 }
+static void explain(void *context, char *text) {
+  (void)context, (void)text;
+}
+
 static void want_checkpoint(void *context) {
   struct stand_in *node = context;
   char text[VFS_TEXT_MAX];
@@ -140,6 +144,7 @@ static const struct vfs_node_methods methods = {
     .wait_durable = wait_durable,
     .read_log = read_log,
     .release_log = release_log,
+    .explain = explain,
     .want_checkpoint = want_checkpoint,
 };
 

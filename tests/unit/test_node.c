@@ -610,33 +610,57 @@ static void a_vote_that_cannot_be_written_keeps_the_node_from_leading(void **sta
   stop(db);
 }
 
-static void a_full_disk_delays_commits_until_there_is_room(void **state) {
+static void a_log_on_a_full_disk_refuses_what_it_cannot_take_and_goes_on_when_there_is_room(void **state) {
+  char rows[32], sql[64];
   (void)state;
-  sqlite3 *db = open_node("app.db", "&commit_timeout=500");
-  run(db, "CREATE TABLE t(a)");
-  sqlite3 *second = open_node("app.db", "");
-  run(second, "SELECT * FROM t");
+  sqlite3 *db = open_node("app.db", "&snapshot_threshold=1M"); /* segments of 256 KiB */
+  run(db, "CREATE TABLE t(a); INSERT INTO t VALUES(0)");
   set_disk("next.tmp", 0, -ENOSPC);
-  int code = SQLITE_OK;
-  for (int i = 0; i < 100 && code == SQLITE_OK; i++) code = run_code(db, "INSERT INTO t VALUES(randomblob(2000000))");
-  assert_int_equal(code, BALSA_IOERR_UNKNOWN);
-  char token[128], sql[256];
-  snprintf(token, sizeof token, "%s", ask(db, "SELECT balsa_last_commit()"));
-  /* Not balsa_status: what it reads to find the table waits for the same commit. */
-  assert_non_null(strstr(ask(second, "SELECT balsa_error()"), "blocked by a full disk"));
-  snprintf(sql, sizeof sql, "SELECT balsa_outcome('%s')", token);
-  assert_string_equal(ask(second, sql), "pending");
-  set_disk(NULL, 0, 0);
-  const char *dot = strchr(token, '.');
-  assert_non_null(dot);
-  uint64_t index = strtoull(dot + 1, NULL, 10);
-  char wait[64];
-  snprintf(wait, sizeof wait, "SELECT balsa_wait(%" PRIu64 ", %d)", index, TIMEOUT_MS);
-  run(second, wait);
-  assert_string_equal(ask(second, sql), "committed");
-  run(second, "INSERT INTO t VALUES(1)");
-  assert_string_equal(ask(second, "SELECT state FROM balsa_status"), "ready");
+  int code = SQLITE_OK, n = 1;
+  while ((code = run_code(db, "INSERT INTO t VALUES(randomblob(10000))")) == SQLITE_OK) assert_true(n++ < 1000);
+  assert_int_equal(code, SQLITE_FULL);
+  assert_true(sqlite3_get_autocommit(db));
+  assert_non_null(strstr(ask(db, "SELECT balsa_error()"), ".log: cannot make the next segment of the log: No space"));
+  assert_non_null(strstr(ask(db, "SELECT state FROM balsa_status"), "blocked by a full disk: "));
+  assert_int_equal(run_code(db, "BEGIN; INSERT INTO t VALUES(randomblob(10000)); COMMIT"), SQLITE_FULL);
+  assert_true(sqlite3_get_autocommit(db));
+  snprintf(rows, sizeof rows, "%d", n);
+  assert_string_equal(ask(db, "SELECT count(*) FROM t"), rows);
+  assert_string_equal(ask(db, "PRAGMA integrity_check"), "ok");
+  sqlite3 *second = open_node("app.db", "");
+  assert_string_equal(ask(second, "SELECT count(*) FROM t"), rows);
   sqlite3_close(second);
+  /* What is left of the log is enough to stop and to start again. */
+  stop(db);
+  db = open_node("app.db", "");
+  assert_string_equal(ask(db, "SELECT count(*) FROM t"), rows);
+  while ((code = run_code(db, "INSERT INTO t VALUES(0)")) == SQLITE_OK) assert_true(n++ < 1000);
+  assert_int_equal(code, SQLITE_FULL);
+  set_disk(NULL, 0, 0);
+  uint64_t deadline = os_now(os_real()) + TIMEOUT_MS * OS_MS;
+  while (run_code(db, "INSERT INTO t VALUES(2)") != SQLITE_OK) assert_true(os_now(os_real()) < deadline);
+  assert_string_equal(ask(db, "SELECT state FROM balsa_status"), "ready");
+  snprintf(sql, sizeof sql, "SELECT count(*) = %d FROM t", n + 1);
+  assert_string_equal(ask(db, sql), "1");
+  stop(db);
+}
+
+static void a_transaction_that_the_log_has_no_room_for_is_taken_back_and_its_parts_too(void **state) {
+  (void)state;
+  sqlite3 *db = open_node("app.db", "&snapshot_threshold=16M"); /* segments of 4 MiB */
+  run(db, "CREATE TABLE t(a); INSERT INTO t VALUES(0)");
+  set_disk("next.tmp", 0, -ENOSPC);
+  run(db, "BEGIN; WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 900) "
+          "INSERT INTO t SELECT randomblob(10000) FROM n");
+  assert_int_equal(run_code(db, "COMMIT"), SQLITE_FULL);
+  assert_true(sqlite3_get_autocommit(db));
+  assert_non_null(strstr(ask(db, "SELECT balsa_error()"), "Make room on this disk"));
+  assert_string_equal(ask(db, "SELECT count(*) FROM t"), "1");
+  set_disk(NULL, 0, 0);
+  uint64_t deadline = os_now(os_real()) + TIMEOUT_MS * OS_MS;
+  while (run_code(db, "INSERT INTO t VALUES(2)") != SQLITE_OK) assert_true(os_now(os_real()) < deadline);
+  assert_string_equal(ask(db, "SELECT count(*) FROM t"), "2");
+  assert_string_equal(ask(db, "PRAGMA integrity_check"), "ok");
   stop(db);
 }
 
@@ -790,7 +814,10 @@ int main(void) {
                                       unwrap_disk),
       cmocka_unit_test_setup_teardown(a_vote_that_cannot_be_written_keeps_the_node_from_leading, wrap_disk,
                                       unwrap_disk),
-      cmocka_unit_test_setup_teardown(a_full_disk_delays_commits_until_there_is_room, wrap_disk, unwrap_disk),
+      cmocka_unit_test_setup_teardown(a_log_on_a_full_disk_refuses_what_it_cannot_take_and_goes_on_when_there_is_room,
+                                      wrap_disk, unwrap_disk),
+      cmocka_unit_test_setup_teardown(a_transaction_that_the_log_has_no_room_for_is_taken_back_and_its_parts_too,
+                                      wrap_disk, unwrap_disk),
       TEST(every_answer_holds_while_leaders_stop_and_come_back),
   };
   if (balsa_init() != SQLITE_OK) return 1;

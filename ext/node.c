@@ -1011,13 +1011,25 @@ static int attach(const char *filename, int flags, struct vfs_database **databas
   return code;
 }
 
+/* registry_mutex held. Its log proved to be damaged, it serves nobody, and others can give it what it lost: it begins anew. */
+static bool is_worn_out(struct node *node) {
+  if (node->connections > 0 || node->life != NODE_RUNNING || !atomic_load(&node->is_damaged)) return false;
+  pthread_mutex_lock(&node->mutex);
+  bool has_others = node->configuration.n_members > 1;
+  pthread_mutex_unlock(&node->mutex);
+  return has_others;
+}
+
 static void detach(struct vfs_database *database) {
   struct node *node = vfs_database_node(database);
   if (node_is_forked()) return;
   pthread_mutex_lock(&registry_mutex);
   assert(node->connections > 0);
   node->connections--;
-  finish(node);
+  if (is_worn_out(node))
+    stop(node, os_now(node->os) + NODE_STOP_MS_MAX * OS_MS);
+  else
+    finish(node);
   pthread_mutex_unlock(&registry_mutex);
 }
 

@@ -156,6 +156,7 @@ static void apply_batch(struct node *node, struct raft_entry *entries, uint64_t 
   pthread_mutex_unlock(&node->mutex);
   int64_t n = raft_store_read(node->store, first, NODE_APPLY_ENTRIES_MAX, NODE_APPLY_BYTES_MAX, entries);
   int error = n == -ENOMEM ? VFS_NO_MEMORY : n <= 0 ? VFS_IO : VFS_OK;
+  if (n == -EILSEQ) atomic_store(&node->is_damaged, true);
   if (error == VFS_IO) {
     raft_store_error(node->store, text);
     if (!text[0]) node_say(text, "%s/log: entry %" PRIu64 " cannot be read", node->folder, first);

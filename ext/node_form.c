@@ -76,7 +76,8 @@ int node_kept_open(struct node *node, struct options *kept, char *text) {
                              &node->kept_file);
   if (error) {
     node_say(text, "%.300s: %s", path,
-             error == -EILSEQ   ? "damaged; restore it from a backup, or remove the folder to start as a new node"
+             error == -EILSEQ
+                 ? "damaged; restore it from a copy, or remove this file and give all options again, peers or join too"
              : error == -EPROTO ? "of another version of Balsa; use that one"
                                 : strerror(-error));
     return SQLITE_CANTOPEN;

@@ -434,6 +434,7 @@ struct node {
   uint64_t install_refused;          /* one that proved to be damaged */
   /* No lock. */
   atomic_bool snapshots_end; /* none is written any more */
+  atomic_bool is_damaged;    /* its log proved to be, while it ran: another start finds out, and begins anew */
   atomic_uint snapshot_permille;
   atomic_uint snapshot_steps; /* rises whenever one that is taken gets on */
 };

@@ -267,6 +267,7 @@ static void read_for_follower(struct node *node, struct raft_entry *entries) {
   for (int64_t i = 0; i < n; i++) raft_payload_unref(entries[i].payload);
   if (n == -EILSEQ || n == -EIO) {
     char text[RAFT_STORE_TEXT_MAX];
+    if (n == -EILSEQ) atomic_store(&node->is_damaged, true);
     raft_store_error(node->store, text);
     node_fail(node, "%s", text);
     node_drain(node, NULL, 0);

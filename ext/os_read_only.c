@@ -24,6 +24,10 @@ static void random_bytes(struct os *os, void *bytes, size_t size) {
   os_random(inner_of(os), bytes, size);
 }
 
+static uint64_t boot(struct os *os) {
+  return os_boot(inner_of(os));
+}
+
 static int open_file(struct os *os, const char *path, int flags, struct os_file **out) {
   struct read_only_file *made = calloc(1, sizeof *made);
   *out = NULL;
@@ -118,6 +122,7 @@ void os_read_only_init(struct os_read_only *read_only, struct os *inner) {
   static const struct os_methods methods = {
       .now = now,
       .random = random_bytes,
+      .boot = boot,
       .open = open_file,
       .close = close_file,
       .read = read_file,

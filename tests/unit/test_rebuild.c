@@ -47,6 +47,11 @@ static void dying_random(struct os *os, void *bytes, size_t size) {
   os_random(os_real(), bytes, size);
 }
 
+static uint64_t dying_boot(struct os *os) {
+  (void)os;
+  return os_boot(os_real());
+}
+
 static int dying_open(struct os *os, const char *path, int flags, struct os_file **out) {
   struct os_stat stat;
   struct dying_file *made = calloc(1, sizeof *made);
@@ -149,6 +154,7 @@ static void use_dying_machine(void) {
   static const struct os_methods methods = {
       .now = dying_now,
       .random = dying_random,
+      .boot = dying_boot,
       .open = dying_open,
       .close = dying_close,
       .read = dying_read,
@@ -312,6 +318,49 @@ static void a_program_that_has_the_database_open_goes_on_with_the_same_file(void
   sqlite3_close(plain);
 }
 
+static void await_on_leader(struct cluster *cluster, const char *sql, const char *words) {
+  for (int i = 0; i < PATIENCE_MS; i++) {
+    for (int j = 0; j < 3; j++) {
+      if (!cluster->db[j] || strcmp(ask(cluster->db[j], "SELECT role FROM balsa_status"), "leader") != 0) continue;
+      if (strstr(ask(cluster->db[j], sql), words)) return;
+    }
+    usleep(1000);
+  }
+  fail_msg("%s never had \"%s\" on the leader", sql, words);
+}
+
+static void a_log_that_proves_damaged_while_it_is_read_is_replaced_when_the_node_is_opened_again(void **state) {
+  struct cluster cluster = {.options = WITH};
+  char log[64];
+  (void)state;
+  open_cluster(&cluster);
+  int leader = run_on_leader(&cluster, "CREATE TABLE t(a)"), late = (leader + 1) % 3;
+  stop(cluster.db[late]);
+  cluster.db[late] = NULL;
+  for (int i = 0; i < 40; i++) run_on_leader(&cluster, "INSERT INTO t VALUES(randomblob(300))");
+  for (int i = 0; i < 3; i++) { /* so that nothing of the log is in memory */
+    if (i == late) continue;
+    stop(cluster.db[i]);
+    cluster.db[i] = NULL;
+  }
+  for (int i = 0; i < 3; i++)
+    if (i != late) open_member(&cluster, i);
+  leader = run_on_leader(&cluster, "INSERT INTO t VALUES(1)");
+  snprintf(log, sizeof log, "node%d.db-balsa/log/00000001.log", leader + 1);
+  flip_byte(path_of(log), LOG_AT);
+  open_member(&cluster, late); /* it is sent what is damaged there */
+  await_words(cluster.db[leader], "SELECT state FROM balsa_status", "damaged at offset");
+  assert_int_equal(sqlite3_close(cluster.db[leader]), SQLITE_OK);
+  cluster.db[leader] = NULL;
+  await_on_leader(&cluster, "SELECT count(*) FROM t", "41"); /* the third one had all of it */
+  open_member(&cluster, leader);
+  await_on_leader(&cluster, "SELECT group_concat(role, '') FROM balsa_members", "votervotervoter");
+  assert_equal_nodes(&cluster, run_on_leader(&cluster, "INSERT INTO t VALUES(2)"));
+  snprintf(log, sizeof log, "node%d.db-balsa/lost-1/log", leader + 1);
+  assert_true(is_there(log));
+  stop_cluster(&cluster);
+}
+
 /* ---- A new cluster ---- */
 
 static void recover(sqlite3 *db, const struct cluster *cluster, const char *words) {
@@ -429,6 +478,7 @@ int main(void) {
   const struct CMUnitTest tests[] = {
       TEST(a_damaged_log_is_set_aside_whenever_the_node_dies_on_the_way),
       TEST(a_program_that_has_the_database_open_goes_on_with_the_same_file),
+      TEST(a_log_that_proves_damaged_while_it_is_read_is_replaced_when_the_node_is_opened_again),
       TEST(what_is_lost_in_a_cluster_of_one_stays_where_it_is),
       TEST(who_knows_no_member_asks_a_person),
       TEST(a_recovery_ends_whenever_the_node_dies_on_the_way),

@@ -225,7 +225,8 @@ static void damage_one(struct run *run) {
     bool keeps_time = sim_random_chance(&run->chance, 500);
     /* What a program does to a database after a stop in order is its owner's will (test_node_damage.c), unless it is none then. */
     if (run->file.kind == FILE_DATABASE && run->history.stops) keeps_time = true;
-    if (run->file.kind == FILE_DATABASE && run->history.stops && run->damage == DAMAGE_OLDER) continue;
+    bool is_seen_by_programs = run->file.kind == FILE_DATABASE || run->file.kind == FILE_WAL;
+    if (is_seen_by_programs && run->history.stops && run->damage == DAMAGE_OLDER) continue;
     if (run->file.kind == FILE_DATABASE && keeps_time) settle(run);
     if (file_damage(run->folder, run->older, run->file.name, run->damage, keeps_time, &run->chance, run->what)) return;
   }

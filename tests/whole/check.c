@@ -55,6 +55,17 @@ static int64_t highest_token(void) {
   return highest;
 }
 
+/* Who belongs to the cluster, as the node says that has committed last. */
+static void find_members(sqlite3 *db) {
+  char sql[80];
+  for (uint32_t i = 1; i <= run.n_machines; i++) {
+    int64_t n = 0;
+    snprintf(sql, sizeof sql, "SELECT count(*) FROM balsa_members WHERE node = %u", i);
+    if (client_ask_number(db, sql, &n) != SQLITE_OK) task_fail("no members: %s", sqlite3_errmsg(db));
+    run.processes[i].is_member = n > 0;
+  }
+}
+
 /* Last transactions, wherever they are taken; the index of the last of them. */
 static int64_t commit_last(sqlite3 *const dbs[]) {
   uint64_t until = task_now() + CONVERGENCE;
@@ -69,7 +80,10 @@ static int64_t commit_last(sqlite3 *const dbs[]) {
       } else if (code == SQLITE_OK) {
         if (client_ask_number(dbs[i], "SELECT commit_index FROM balsa_status", &index) != SQLITE_OK || index == 0)
           task_fail("no index");
-        if (index > needed) return index;
+        if (index > needed) {
+          find_members(dbs[i]);
+          return index;
+        }
         until = task_now() + CONVERGENCE;
       }
     }
@@ -84,6 +98,7 @@ static void wait_applied(sqlite3 *const dbs[], int64_t index) {
   int64_t applied;
   snprintf(sql, sizeof sql, "SELECT balsa_wait(%" PRId64 ", %u)", index, (unsigned)(CONVERGENCE / TASK_MS));
   for (uint32_t i = 1; i <= run.n_machines; i++) {
+    if (!run.processes[i].is_member) continue;
     task_enter(run.processes[i].machine);
     int code = client_ask_number(dbs[i], sql, &applied);
     if (code == SQLITE_OK) continue;
@@ -93,25 +108,32 @@ static void wait_applied(sqlite3 *const dbs[], int64_t index) {
   }
 }
 
+static uint8_t *bytes_of(sqlite3 *db, uint32_t i, sqlite3_int64 *size) {
+  task_enter(run.processes[i].machine);
+  /* Of a connection that has read nothing yet it would take the default page size. */
+  client_run(db, "SELECT count(*) FROM sqlite_schema");
+  uint8_t *bytes = sqlite3_serialize(db, "main", size, 0);
+  if (!bytes) task_fail("node %u cannot be read: %s", i, sqlite3_errmsg(db));
+  return bytes;
+}
+
+static uint32_t first_member(void) {
+  for (uint32_t i = 1; i <= run.n_machines; i++)
+    if (run.processes[i].is_member) return i;
+  task_fail("nobody is a member");
+}
+
 static void compare_bytes(sqlite3 *const dbs[]) {
   sqlite3_int64 size = 0, other_size = 0;
-  task_enter(run.processes[1].machine);
-  /* Of a connection that has read nothing yet it would take the default page size. */
-  for (uint32_t i = 1; i <= run.n_machines; i++) {
-    task_enter(run.processes[i].machine);
-    client_run(dbs[i], "SELECT count(*) FROM sqlite_schema");
-  }
-  task_enter(run.processes[1].machine);
-  uint8_t *first = sqlite3_serialize(dbs[1], "main", &size, 0);
-  if (!first) task_fail("node 1 cannot be read: %s", sqlite3_errmsg(dbs[1]));
-  for (uint32_t i = 2; i <= run.n_machines; i++) {
-    task_enter(run.processes[i].machine);
-    uint8_t *other = sqlite3_serialize(dbs[i], "main", &other_size, 0);
-    if (!other) task_fail("node %u cannot be read: %s", i, sqlite3_errmsg(dbs[i]));
-    if (size != other_size) task_fail("node 1 has %lld bytes, node %u %lld", size, i, other_size);
+  uint32_t one = first_member();
+  uint8_t *first = bytes_of(dbs[one], one, &size);
+  for (uint32_t i = one + 1; i <= run.n_machines; i++) {
+    if (!run.processes[i].is_member) continue;
+    uint8_t *other = bytes_of(dbs[i], i, &other_size);
+    if (size != other_size) task_fail("node %u has %lld bytes, node %u %lld", one, size, i, other_size);
     for (sqlite3_int64 at = 0; at < size; at++)
       if (first[at] != other[at])
-        task_fail("nodes 1 and %u differ at byte %lld, page %lld", i, at, at / (sqlite3_int64)run.page_size + 1);
+        task_fail("nodes %u and %u differ at byte %lld, page %lld", one, i, at, at / (sqlite3_int64)run.page_size + 1);
     sqlite3_free(other);
   }
   sqlite3_free(first);
@@ -172,6 +194,7 @@ static void check_reads(const struct history *history) {
 static void check_tokens(sqlite3 *const dbs[], const struct history *history) {
   char sql[160], word[32];
   for (uint32_t i = 1; i <= run.n_machines; i++) {
+    if (!run.processes[i].is_member) continue;
     task_enter(run.processes[i].machine);
     for (size_t k = 0; k < run.n_attempts; k++) {
       const struct run_attempt *attempt = &run.attempts[k];
@@ -187,8 +210,9 @@ static void check_tokens(sqlite3 *const dbs[], const struct history *history) {
 
 static void check_integrity(sqlite3 *const dbs[]) {
   char text[RUN_TEXT_MAX];
-  task_enter(run.processes[1].machine);
-  int code = client_ask_text(dbs[1], "PRAGMA integrity_check", text, sizeof text);
+  uint32_t one = first_member();
+  task_enter(run.processes[one].machine);
+  int code = client_ask_text(dbs[one], "PRAGMA integrity_check", text, sizeof text);
   if (code != SQLITE_OK || strcmp(text, "ok") != 0) task_fail("integrity_check: %d, %s", code, text);
 }
 
@@ -200,8 +224,8 @@ void check_end(void) {
   wait_applied(dbs, commit_last(dbs));
   compare_bytes(dbs);
   check_integrity(dbs);
-  task_enter(run.processes[1].machine);
-  read_history(dbs[1], &history);
+  task_enter(run.processes[first_member()].machine);
+  read_history(dbs[first_member()], &history);
   check_attempts(&history);
   check_reads(&history);
   check_tokens(dbs, &history);

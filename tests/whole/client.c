@@ -378,6 +378,30 @@ static void ask_outcome(struct client *client) {
   client->pending = 0;
 }
 
+void client_change_members(struct run_process *process, sqlite3 *db, struct sim_random *random) {
+  char sql[128], text[RUN_TEXT_MAX];
+  uint64_t node = 1 + sim_random_below(random, run.n_machines);
+  int64_t voters = 0;
+  switch (sim_random_below(random, 6)) {
+  case 0: snprintf(sql, sizeof sql, "SELECT balsa_transfer()"); break;
+  case 1: snprintf(sql, sizeof sql, "SELECT balsa_transfer(%" PRIu64 ")", node); break;
+  case 2:
+  case 3: snprintf(sql, sizeof sql, "SELECT balsa_promote(%" PRIu64 ")", node); break;
+  default:
+    /* Three voters stay, as far as this node knows. */
+    if (client_ask_number(db, "SELECT count(*) FROM balsa_members WHERE role = 'voter'", &voters) != SQLITE_OK) return;
+    if (voters < 4) return;
+    snprintf(sql, sizeof sql, "SELECT balsa_%s(%" PRIu64 ")", sim_random_below(random, 2) ? "remove" : "demote", node);
+  }
+  int code = client_ask_text(db, sql, text, sizeof text);
+  task_note(sql, (uint64_t)code, node);
+  if (code != SQLITE_OK || process->is_crashed) return;
+  if (strstr(sql, "transfer"))
+    run.transfers++;
+  else
+    run.changes++;
+}
+
 static void do_something_else(struct client *client) {
   char text[RUN_TEXT_MAX];
   switch (below(client, 8)) {
@@ -414,6 +438,7 @@ static void step(struct client *client) {
     return;
   }
   if (client->pending && chance(client, 300)) ask_outcome(client);
+  if (run.profile->changes && chance(client, 60)) client_change_members(client->process, client->db, &client->random);
   switch (below(client, 20)) {
   case 0:
   case 1:

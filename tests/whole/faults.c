@@ -2,6 +2,7 @@
 ** What goes wrong, when, and for how long.
 */
 #include <stdio.h>
+#include <string.h>
 
 #include "run.h"
 
@@ -110,6 +111,33 @@ static void stop(struct run_process *process) {
   process_stop(process);
 }
 
+/* All that was on it is gone; it comes back as somebody new. */
+static void wipe(struct run_process *process) {
+  struct os *os = sim_machine_os(process->disk);
+  if (process->life == RUN_STARTING || process->life == RUN_STOPPING) return;
+  task_note("wipe", process->number, 0);
+  run.wipes++;
+  if (process->life == RUN_UP) crash(process);
+  sim_disk_wipe(sim_machine_disk(process->disk));
+  if (os_make_directory(os, process->folder) != 0 || os_sync_directory(os, "/") != 0) task_fail("no folder");
+  process->joins = true;
+  process->role[0] = 0;
+}
+
+/* One voter's, while all others are there and well: its log may be needed otherwise. */
+static void wipe_once(void) {
+  struct run_process *victim = some_victim();
+  if (run.has_wiped) return;
+  for (uint32_t i = 1; i <= run.n_machines; i++) {
+    const struct run_process *process = &run.processes[i];
+    bool is_well = process->life == RUN_UP && !process->is_crashed && !process->has_failing_disk;
+    bool is_voter = strcmp(process->role, "leader") == 0 || strcmp(process->role, "follower") == 0;
+    if (!is_well || !is_voter) return;
+  }
+  run.has_wiped = true;
+  wipe(victim);
+}
+
 static void start_some(void) {
   for (uint32_t i = 1; i <= run.n_machines; i++)
     if (run.processes[i].life == RUN_DOWN && below(2)) process_start(&run.processes[i]);
@@ -120,13 +148,15 @@ static void start_some(void) {
 static void heal_some(void) {
   if (below(2)) network_heal();
   if (below(2)) repair_disks();
+  for (uint32_t i = 1; i <= run.n_machines; i++)
+    if (strcmp(run.processes[i].role, "removed") == 0 && below(2)) wipe(&run.processes[i]);
   start_some();
 }
 
 static void go_wrong(void) {
   const struct run_profile *p = run.profile;
-  const uint32_t weights[] = {p->partitions, p->cuts,       p->pauses,     p->crashes,
-                              p->stops,      p->slow_disks, p->full_disks, p->disk_errors};
+  const uint32_t weights[] = {p->partitions, p->cuts,       p->pauses,      p->crashes, p->stops,
+                              p->slow_disks, p->full_disks, p->disk_errors, p->wipes};
   uint32_t total = 0, kind = 0;
   struct run_process *victim = some_victim();
   for (size_t i = 0; i < sizeof weights / sizeof *weights; i++) total += weights[i];
@@ -144,7 +174,8 @@ static void go_wrong(void) {
   case 4: stop(victim); break;
   case 5: machine_slow_disk(victim->machine, below(elections(2000))); break;
   case 6: fill_disk(victim); break;
-  default: break_disk(victim);
+  case 7: break_disk(victim); break;
+  default: wipe_once();
   }
 }
 

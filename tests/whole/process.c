@@ -11,14 +11,27 @@
 
 #define START_TRIES_MAX 200
 
-int process_open(struct run_process *process, sqlite3 **db, char text[RUN_TEXT_MAX]) {
-  char uri[1024], peers[512] = "";
-  for (uint32_t i = 1; i <= run.n_machines; i++)
-    snprintf(peers + strlen(peers), sizeof peers - strlen(peers), "%s%u@127.0.0.1:%u", i > 1 ? "," : "", i, 7400 + i);
+/* Who forms the cluster names all that do; who joins names the others. */
+static void name_others(const struct run_process *process, char *text, size_t size) {
+  uint32_t formers = run.profile->n_formers ? run.profile->n_formers : run.n_machines;
+  snprintf(text, size, process->joins ? "&join=" : "&peers=");
+  for (uint32_t i = 1; i <= run.n_machines; i++) {
+    size_t length = strlen(text);
+    const char *comma = text[length - 1] == '=' ? "" : ",";
+    if (process->joins && i != process->number)
+      snprintf(text + length, size - length, "%s127.0.0.1:%u", comma, 7400 + i);
+    if (!process->joins && i <= formers)
+      snprintf(text + length, size - length, "%s%u@127.0.0.1:%u", comma, i, 7400 + i);
+  }
+}
+
+static int open_once(struct run_process *process, sqlite3 **db, char text[RUN_TEXT_MAX]) {
+  char uri[1024], others[512] = "";
+  if (process->joins || !process->omits_peers) name_others(process, others, sizeof others);
   snprintf(uri, sizeof uri,
-           "file:%s/app.db?vfs=balsa&node=%u&listen=127.0.0.1:%u&peers=%s&election=%u&heartbeat=%u&commit_timeout=%u&"
+           "file:%s/app.db?vfs=balsa&node=%u&listen=127.0.0.1:%u%s&election=%u&heartbeat=%u&commit_timeout=%u&"
            "page_size=%u&auto_vacuum=%s&snapshot_threshold=%llu&log_tail=%llu",
-           process->folder, process->number, 7400 + process->number, peers, run.election_ms, run.heartbeat_ms,
+           process->folder, process->number, 7400 + process->number, others, run.election_ms, run.heartbeat_ms,
            run.commit_timeout_ms, run.page_size, run.auto_vacuum, (unsigned long long)run.snapshot_threshold,
            (unsigned long long)run.log_tail);
   text[0] = 0;
@@ -32,6 +45,14 @@ int process_open(struct run_process *process, sqlite3 **db, char text[RUN_TEXT_M
   sqlite3_close_v2(*db);
   *db = NULL;
   return code;
+}
+
+int process_open(struct run_process *process, sqlite3 **db, char text[RUN_TEXT_MAX]) {
+  bool omitted = process->omits_peers; /* another task of the process may find out meanwhile */
+  int code = open_once(process, db, text);
+  if (code == SQLITE_OK || omitted || !strstr(text, "cannot be changed by peers")) return code;
+  process->omits_peers = true;
+  return open_once(process, db, text);
 }
 
 /* What has died still has threads here. */

@@ -60,6 +60,9 @@ struct run_process {
   bool is_crashed; /* what it says does not count any more */
   bool is_ending;  /* its clients go */
   bool has_failing_disk;
+  bool joins;       /* a cluster that is there, rather than form one with its peers */
+  bool omits_peers; /* its cluster has other members by now */
+  bool is_member;   /* in the end */
   struct task *task;
   sqlite3 *keeper; /* a connection that is open as long as the process lives */
   char role[32];   /* as its node said last */
@@ -70,7 +73,10 @@ struct run_profile {
   const char *name;
   uint32_t weight; /* among seeds */
   uint32_t machines;
-  uint32_t partitions, cuts, pauses, crashes, stops, slow_disks, full_disks, disk_errors; /* weights among faults */
+  uint32_t partitions, cuts, pauses, crashes, stops, slow_disks, full_disks, disk_errors,
+      wipes;             /* weights among faults */
+  uint32_t n_formers;    /* of the machines: the others join; 0: all of them */
+  bool changes;          /* clients change the members, and hand leadership over */
   uint64_t fault_gap_ns; /* between two of them, at most */
   uint64_t stall_ns;     /* how long a single thread may be held up; 0: not for long */
 };
@@ -87,6 +93,7 @@ struct run {
   uint64_t duration_ns; /* of the faults */
   uint32_t think_ms;    /* between two things a client does, at most */
   uint32_t row_bytes;
+  bool has_wiped;            /* a voter's disk: once, while its cluster is whole */
   bool has_schema, is_quiet; /* quiet: the faults are over, clients stop */
   uint32_t n_busy;           /* clients in the middle of something */
   struct run_attempt *attempts;
@@ -94,6 +101,7 @@ struct run {
   struct run_read *reads;
   size_t n_reads, reads_capacity;
   uint64_t committed, lost, unknown, refused, silent, crashes, stops, partitions, pauses, errors;
+  uint64_t changes, transfers, wipes;
 };
 
 extern struct run run;
@@ -120,6 +128,8 @@ struct client_start {
 void client_main(void *arg);
 /* On the machine that the task is on: makes the tables, or finds them made. */
 int client_make_schema(sqlite3 *db);
+/* What an operator does: changes the members, hands leadership over. */
+void client_change_members(struct run_process *process, sqlite3 *db, struct sim_random *random);
 /* A transaction of the model, by itself; its fate goes into the run. */
 int client_commit_one(struct run_process *process, sqlite3 *db);
 /* Runs SQL; the extended code. */

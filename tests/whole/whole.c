@@ -35,6 +35,7 @@ struct run run;
 struct result {
   uint64_t hash, turns, simulated_ms;
   uint64_t committed, lost, unknown, refused, silent, reads, crashes, stops, partitions, pauses, errors, frames, dials;
+  uint64_t changes, transfers, wipes;
 };
 
 static const struct run_profile profiles[] = {
@@ -104,6 +105,18 @@ static const struct run_profile profiles[] = {
      .stops = 1,
      .slow_disks = 1,
      .fault_gap_ns = TASK_SECOND},
+    {.name = "members",
+     .weight = 20,
+     .machines = 5,
+     .n_formers = 3,
+     .changes = true,
+     .partitions = 2,
+     .cuts = 1,
+     .pauses = 1,
+     .crashes = 2,
+     .stops = 1,
+     .wipes = 1,
+     .fault_gap_ns = 1500 * TASK_MS},
 };
 #define N_PROFILES (sizeof profiles / sizeof *profiles)
 
@@ -173,6 +186,7 @@ static void make_machines(void) {
     process->number = i;
     process->machine = machine_new(i, &each);
     process->disk = sim_machine_new(next_seed(), machine_os(process->machine));
+    process->joins = run.profile->n_formers && i > run.profile->n_formers;
     snprintf(process->folder, sizeof process->folder, "/n%u", i);
     machine_set_files(process->machine, sim_machine_os(process->disk));
     sim_vfs_mount(process->folder, process->disk);
@@ -241,6 +255,9 @@ static void fill(struct result *result) {
       .partitions = run.partitions,
       .pauses = run.pauses,
       .errors = run.errors,
+      .changes = run.changes,
+      .transfers = run.transfers,
+      .wipes = run.wipes,
       .frames = network.frames,
       .dials = network.dials,
   };
@@ -433,8 +450,8 @@ int main(int argc, char **argv) {
          " unanswered; %" PRIu64 " reads\n",
          sum->committed, sum->lost, sum->unknown, sum->refused, sum->silent, sum->reads);
   printf("faults: %" PRIu64 " crashes, %" PRIu64 " stops, %" PRIu64 " partitions, %" PRIu64 " pauses, %" PRIu64
-         " disk errors\n",
-         sum->crashes, sum->stops, sum->partitions, sum->pauses, sum->errors);
+         " disk errors, %" PRIu64 " changes of members, %" PRIu64 " hand-overs, %" PRIu64 " wiped disks\n",
+         sum->crashes, sum->stops, sum->partitions, sum->pauses, sum->errors, sum->changes, sum->transfers, sum->wipes);
   printf("%" PRIu64 " passed, %" PRIu64 " failed\n", totals.runs - totals.failed, totals.failed);
   return totals.failed != 0;
 }

@@ -15,6 +15,9 @@
 ** Parting. Who is no member any more is dialled a while longer: the core sends it the configuration without it, as well as
 ** it can. Then it is hung up on, with a refusal that says the same.
 **
+** Lagging behind. Members that have come since are unknown to a node whose log ends before, and one of them may lead: see
+** may_lead.
+**
 ** Addresses. A member that finds another address of its own in the configuration than it has asks the leader to change it. Until
 ** then, and where no leader can be found, the others go by what it says in its Hello.
 */
@@ -93,6 +96,16 @@ static bool learn(struct node *node, const struct raft_hello *hello) {
   return true;
 }
 
+/*
+** May it lead this node, though this node's configuration does not have it? Who lags behind does not know members that have come
+** since, and one of them may lead: only from it can this node learn that it is a member. So who hears of no leader listens to
+** any node of its own cluster. What is said then is the core's matter: votes and acknowledgements count from members only.
+*/
+static bool may_lead(const struct node *node, uint64_t id) {
+  uint64_t silence = 2 * (uint64_t)node->configuration.settings.election_ms * OS_MS;
+  return node->role != RAFT_LEADER && (node->leader == id || os_now(node->os) >= node->leader_heard_at + silence);
+}
+
 /* The configuration has changed: what it says by now, and who is in it no more, need not be remembered. */
 static void review_learned(struct node *node) {
   size_t kept = 0;
@@ -101,7 +114,7 @@ static void review_learned(struct node *node) {
     const struct raft_member *member = raft_configuration_find(&node->configuration, learned->id);
     bool is_news = member ? node_uuid_equal(&member->incarnation, &learned->incarnation) &&
                                 strcmp(member->address, learned->address) != 0
-                          : node_is_joining(node);
+                          : node_is_joining(node) || may_lead(node, learned->id);
     if (is_news) node->learned[kept++] = node->learned[i];
   }
   node->n_learned = kept;
@@ -128,8 +141,9 @@ static size_t wishes_of(struct node *node, struct wish wishes[NODE_DIALLED_MAX])
   if (node->removed_index != 0) return 0;
   for (uint32_t i = 0; i < configuration->n_members; i++)
     wish_for(node, wishes, &n, configuration->members[i].id, node_address_of(node, configuration->members[i].id));
-  for (size_t i = 0; i < node->n_learned && node_is_joining(node); i++)
-    wish_for(node, wishes, &n, node->learned[i].id, node->learned[i].address);
+  for (size_t i = 0; i < node->n_learned; i++)
+    if (node_is_joining(node) || may_lead(node, node->learned[i].id))
+      wish_for(node, wishes, &n, node->learned[i].id, node->learned[i].address);
   for (size_t i = 0; i < node->options.n_peers && configuration->n_members == 0; i++)
     wish_for(node, wishes, &n, node->options.peers[i].id, node->options.peers[i].address);
   return n;
@@ -287,7 +301,7 @@ static void refuse_by_configuration(struct node *node, struct raft_refusal *refu
   refusal->index = status.configuration_index;
 }
 
-/* This node is a member of a cluster: only the other members are met, with the incarnation that it names. */
+/* This node is a member of a cluster: the other members are met, with the incarnation that it names, and who may lead it. */
 static bool meet_member(struct node *node, const struct raft_hello *hello, struct raft_refusal *refusal) {
   char ours[NODE_UUID_TEXT], theirs[NODE_UUID_TEXT];
   const struct raft_configuration *configuration = &node->configuration;
@@ -306,6 +320,10 @@ static bool meet_member(struct node *node, const struct raft_hello *hello, struc
       node_known_changed(node);
       node_dial_members(node);
     }
+    return true;
+  }
+  if (node_uuid_equal(&hello->cluster, &configuration->cluster) && may_lead(node, hello->node)) {
+    if (learn(node, hello)) node_dial_members(node);
     return true;
   }
   refuse_by_configuration(node, refusal);

@@ -85,6 +85,8 @@ static void change_role(struct node *node, const struct raft_work *work) {
   if (node->epoch != 0 && (work->role != RAFT_LEADER || work->term != node->epoch)) end_epoch(node);
   if (work->role == RAFT_LEADER && (node->role != RAFT_LEADER || node->term != work->term))
     node->leads_since = os_now(node->os);
+  /* Without a leader it has met some who are none of its members (node_members.c). */
+  if (work->leader != 0 && work->leader != node->leader && node->link) raft_transport_review(node->link);
   node->role = work->role;
   node->term = work->term;
   node->leader = work->leader;

@@ -416,6 +416,25 @@ static void a_node_whose_folder_is_lost_comes_back_as_another_incarnation_once_t
   for (int i = 0; i < 3; i++) stop(nodes[i]);
 }
 
+/* Its configuration does not have the leader, which alone could tell it so. */
+static void a_member_that_was_away_listens_to_a_leader_that_has_joined_since(void **state) {
+  (void)state;
+  sqlite3 *nodes[3];
+  open_three(nodes);
+  assert_same(nodes[0], nodes[2]);
+  stop(nodes[2]);
+  sqlite3 *four = open_joiner(4, 1);
+  await_voter(leader_of(nodes, 2), 4);
+  await_ready(four);
+  assert_string_equal(ask(leader_of(nodes, 2), "SELECT balsa_transfer(4)"), "4");
+  run(four, "INSERT INTO t VALUES(2)");
+  nodes[2] = open_at(3, "");
+  assert_same(four, nodes[2]);
+  await_ready(nodes[2]);
+  stop(four);
+  for (int i = 0; i < 3; i++) stop(nodes[i]);
+}
+
 static void a_change_that_has_no_majority_is_told_as_unknown(void **state) {
   (void)state;
   sqlite3 *nodes[3];
@@ -447,6 +466,7 @@ int main(void) {
       MEMBERS_TEST(the_leader_can_leave_and_be_demoted),
       MEMBERS_TEST(a_node_that_moves_is_found_and_the_members_know_its_address),
       MEMBERS_TEST(a_node_whose_folder_is_lost_comes_back_as_another_incarnation_once_the_old_one_is_gone),
+      MEMBERS_TEST(a_member_that_was_away_listens_to_a_leader_that_has_joined_since),
       MEMBERS_TEST(a_change_that_has_no_majority_is_told_as_unknown),
   };
   if (balsa_init() != SQLITE_OK) return 1;

@@ -376,6 +376,7 @@ struct node {
   uint64_t leads_since;                /* leader */
   uint64_t leader_heard_at;            /* a message of a leader came, or the start */
   uint64_t heard_at[RAFT_MEMBERS_MAX]; /* a message of a member came, in the order of the configuration; 0 never */
+  uint64_t left_index; /* of a committed configuration without it, after which a leader may have spoken to it; 0 none */
   uint64_t removed_index; /* of the committed configuration by which it is no member any more; 0: it is not removed */
   char removed_text[VFS_TEXT_MAX];
   bool keep_wanted; /* the folder is to keep `formation` or `removed_index` */

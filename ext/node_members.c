@@ -251,7 +251,7 @@ void node_members_settled(struct node *node, const struct raft_status *status) {
     pthread_mutex_unlock(&node->facts_mutex);
     keep(node);
   }
-  if (!is_in && node->formation != NODE_FRESH) set_removed(node, status->configuration_index);
+  node->left_index = !is_in && node->formation != NODE_FRESH ? status->configuration_index : 0;
   if (is_in && !status->is_joint && node_count_voters(&node->configuration) == 2 && node->news_code == 0) {
     node->news_code = SQLITE_WARNING;
     node_say(node->news, "the cluster has two voters now: it " NODE_TWO_VOTERS_TEXT);
@@ -554,9 +554,19 @@ void node_hear_reply(struct node *node, const struct raft_request *reply) {
   }
 }
 
+/* A leader speaks to members only: where one does, a later entry has this node in again, as who asks to join twice may see. */
+static void look_whether_removed(struct node *node, uint64_t now) {
+  uint64_t silence = 2 * (uint64_t)node->configuration.settings.election_ms * OS_MS;
+  if (node->left_index == 0 || now < node->leader_heard_at + silence) return;
+  set_removed(node, node->left_index);
+  node->left_index = 0;
+  node_drain(node, NULL, 0);
+}
+
 void node_members_tick(struct node *node) {
   uint64_t now = os_now(node->os);
   if (!node->link || node->frozen) return;
+  look_whether_removed(node, now);
   if (node->parting_at != 0 && now >= node->parting_at) {
     node->parting_at = 0;
     dial(node, true);

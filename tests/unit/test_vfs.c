@@ -847,6 +847,40 @@ static void a_view_keeps_its_state_while_writers_and_checkpoints_go_on(void **st
   }
 }
 
+/* A snapshot of what is lost later would bring it back. */
+static void a_view_shows_nothing_that_is_not_committed(void **state) {
+  (void)state;
+  struct stand_in node;
+  struct writer writer = {0};
+  struct vfs_status status;
+  struct vfs_source source;
+  struct view_pages pages;
+  stand_in_open(&node, 1024, 0, LONG_MS);
+  sqlite3 *db = stand_in_connect(&node);
+  must(db, "CREATE TABLE t(a); INSERT INTO t VALUES (1)");
+  vfs_get_status(node.database, &status);
+  stand_in_hold(&node);
+  writer_start(&writer, &node, "INSERT INTO t VALUES (2)");
+  stand_in_await_waiters(&node, 1);
+  open_source(&node, &source, &pages);
+  assert_true(source.info.index == status.index && source.info.index == node.commit_index);
+  assert_true(source.info.checksum == status.checksum);
+  uint64_t checksum = 0;
+  uint8_t page[1024];
+  char text[VFS_TEXT_MAX] = "";
+  for (uint32_t i = 1; i <= source.info.pages; i++) {
+    assert_int_equal(source.next(source.ctx, page, text), SQLITE_OK);
+    checksum ^= vfs_page_hash(i, page, sizeof page);
+  }
+  assert_true(checksum == status.checksum);
+  vfs_view_close(pages.view);
+  stand_in_commit_all(&node);
+  assert_int_equal(writer_join(&writer), SQLITE_OK);
+  sqlite3_close(writer.db);
+  sqlite3_close(db);
+  stand_in_close(&node);
+}
+
 static void an_install_that_fails_changes_nothing_and_one_over_other_content_leaves_the_same(void **state) {
   (void)state;
   struct stand_in leader, follower;
@@ -975,6 +1009,7 @@ int main(void) {
       cmocka_unit_test(a_stop_between_two_parts_leaves_an_empty_wal),
       cmocka_unit_test(a_file_that_a_plain_program_changed_is_made_again_from_the_log),
       cmocka_unit_test(a_view_keeps_its_state_while_writers_and_checkpoints_go_on),
+      cmocka_unit_test(a_view_shows_nothing_that_is_not_committed),
       cmocka_unit_test(an_install_that_fails_changes_nothing_and_one_over_other_content_leaves_the_same),
       cmocka_unit_test(a_file_is_made_from_a_snapshot_where_the_log_does_not_reach_back),
       cmocka_unit_test(a_file_that_power_loss_left_half_rebuilt_is_not_taken_for_ours),

@@ -595,6 +595,8 @@ void sim_faults_end(struct sim *sim, const bool members[SIM_NODES_MAX], bool all
       network->extra_ns[i][j] = network->latest_at[i][j] = 0;
     }
   }
+  /* One outside may lead them: it does not hear that the way to the others is free, and commits with whom it reaches. */
+  for (uint32_t i = 0; i < sim->n_nodes; i++) sim->nodes[i].is_slow = false;
   for (uint32_t i = 0; i < sim->n_nodes && !sim->has_failed; i++)
     if (members[i] || all) end_for_node(sim, &sim->nodes[i]);
 }

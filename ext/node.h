@@ -53,7 +53,7 @@ struct node_status {
   struct raft_uuid cluster; /* none while forming */
   const char *role;         /* static */
   char state[VFS_TEXT_MAX];
-  char notice[VFS_TEXT_MAX];   /* what its start found that somebody should know; "" nothing */
+  char notice[VFS_TEXT_MAX];   /* what somebody should know: what its start found, two voters; "" nothing */
   char snapshot[VFS_TEXT_MAX]; /* index of the newest one, and what is being done */
   uint64_t term;
   uint64_t leader; /* 0: unknown */

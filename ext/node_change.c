@@ -4,7 +4,8 @@
 **
 **   JOIN     `node` asks for itself, from its `incarnation` and `address`: a learner that is to become a voter
 **   ADD      somebody else names `node` at `address`: it is dialled there, since only it knows its incarnation
-**   REMOVE, PROMOTE, DEMOTE   `node`
+**   REMOVE, PROMOTE, DEMOTE   `node`, in `incarnation` if the asker knows it: a command that comes late must not meet
+**            the next one of that number
 **   ADDRESS  `node` in its `incarnation` is at `address` now
 **
 ** One change at a time, and only on a settled, committed configuration: the core refuses others (RAFT_PENDING), and the next
@@ -18,6 +19,8 @@
 
 #include "node_internal.h"
 
+static const struct raft_uuid anyone;
+
 /* How things stand. */
 struct look {
   struct raft_status status;
@@ -27,12 +30,15 @@ struct look {
   uint64_t now;
 };
 
-static struct look look_at(struct node *node, uint64_t id) {
+/* `incarnation`, unless it is none: another one of that number is not meant, such as one that has come since. */
+static struct look look_at(struct node *node, uint64_t id, const struct raft_uuid *incarnation) {
   struct look look = {.now = os_now(node->os)};
   uint64_t index = 0;
   raft_get_status(node->raft, &look.status);
   look.configuration = raft_get_configuration(node->raft, &index);
   look.member = raft_configuration_find(look.configuration, id);
+  if (look.member && !node_uuid_is_none(incarnation) && !node_uuid_equal(incarnation, &look.member->incarnation))
+    look.member = NULL;
   look.is_settled = look.status.configuration_committed && !look.status.is_joint;
   return look;
 }
@@ -153,7 +159,7 @@ static bool add_member(struct node *node, struct node_command *command, const st
 }
 
 bool node_step_join(struct node *node, struct node_command *command, struct raft_request *reply) {
-  struct look look = look_at(node, command->request.node);
+  struct look look = look_at(node, command->request.node, &anyone);
   if (command->request.node != command->request.from ||
       !node_uuid_equal(&command->request.incarnation, &command->request.from_incarnation))
     return refuse(reply, "a node can ask for itself alone");
@@ -215,11 +221,12 @@ static bool judge(struct node *node, struct node_command *command, const struct 
                   "join=wait",
                   hello->node, request->address);
   request->incarnation = hello->incarnation;
+  memcpy(request->address, hello->address, sizeof request->address); /* it knows best; it would have it changed */
   return add_member(node, command, look, reply);
 }
 
 bool node_step_add(struct node *node, struct node_command *command, struct raft_request *reply) {
-  struct look look = look_at(node, command->request.node);
+  struct look look = look_at(node, command->request.node, &anyone);
   bool is_there = look.member && strcmp(look.member->address, command->request.address) == 0;
   switch (command->stage) {
   case ADD_DIAL:
@@ -263,7 +270,7 @@ static bool lose_vote(struct node *node, struct node_command *command, const str
 }
 
 bool node_step_remove(struct node *node, struct node_command *command, struct raft_request *reply) {
-  struct look look = look_at(node, command->request.node);
+  struct look look = look_at(node, command->request.node, &command->request.incarnation);
   if (!look.member) return done(command, &look, reply, "no member");
   if (!look.is_settled && !(look.member->roles & (RAFT_VOTER_NEW | RAFT_LEARNER)))
     return not_yet(command, "the change is not committed yet: no majority has answered");
@@ -271,7 +278,7 @@ bool node_step_remove(struct node *node, struct node_command *command, struct ra
 }
 
 bool node_step_demote(struct node *node, struct node_command *command, struct raft_request *reply) {
-  struct look look = look_at(node, command->request.node);
+  struct look look = look_at(node, command->request.node, &command->request.incarnation);
   if (!look.member) return refuse(reply, "node %" PRIu64 " is no member", command->request.node);
   if (look.member->roles & RAFT_JOINING)
     return refuse(reply, "node %" PRIu64 " is no voter yet: wait until it is one, or remove it", look.member->id);
@@ -282,7 +289,7 @@ bool node_step_demote(struct node *node, struct node_command *command, struct ra
 /* ---- The rest ---- */
 
 bool node_step_promote(struct node *node, struct node_command *command, struct raft_request *reply) {
-  struct look look = look_at(node, command->request.node);
+  struct look look = look_at(node, command->request.node, &command->request.incarnation);
   struct raft_change change = {.type = RAFT_CHANGE_PROMOTE, .id = command->request.node};
   if (!look.member) return refuse(reply, "node %" PRIu64 " is no member", command->request.node);
   if (look.member->roles & RAFT_VOTER_NEW) return done(command, &look, reply, "a voter already");
@@ -291,7 +298,7 @@ bool node_step_promote(struct node *node, struct node_command *command, struct r
 
 bool node_step_address(struct node *node, struct node_command *command, struct raft_request *reply) {
   const struct raft_request *request = &command->request;
-  struct look look = look_at(node, request->node);
+  struct look look = look_at(node, request->node, &anyone);
   struct raft_change change = {.type = RAFT_CHANGE_ADDRESS, .id = request->node, .incarnation = request->incarnation};
   memcpy(change.address, request->address, sizeof change.address);
   if (request->node != request->from) return refuse(reply, "a node can move itself alone");
@@ -315,6 +322,10 @@ int node_change(struct node *node, enum node_wish wish, uint64_t id, const char 
                                                  [NODE_PROMOTE] = NODE_REQUEST_PROMOTE,
                                                  [NODE_DEMOTE] = NODE_REQUEST_DEMOTE};
   struct raft_request command = {.kind = (uint8_t)kinds[wish], .node = id ? id : node->id}, reply;
+  pthread_mutex_lock(&node->mutex);
+  const struct raft_member *member = raft_configuration_find(&node->configuration, command.node);
+  if (member && wish != NODE_ADD) command.incarnation = member->incarnation;
+  pthread_mutex_unlock(&node->mutex);
   snprintf(command.address, sizeof command.address, "%s", address);
   int code = node_ask(node, &command, deadline, &reply, text);
   if (code == SQLITE_OK && wish == NODE_REMOVE && command.node == node->id) {

@@ -306,7 +306,7 @@ struct node {
   enum node_formation kept_formation; /* as it was last written while the node ran */
   bool is_former;                     /* it wrote entry 1 */
   bool electable;                     /* as told to the core */
-  uint32_t election_ms, heartbeat_ms; /* likewise; 0 not yet */
+  uint32_t election_ms, heartbeat_ms; /* likewise: the cluster's, once it is known */
   struct raft_forming *forming;       /* NULL: not forming (any more) */
   bool is_lost;                       /* at start: its log or vote is */
   bool has_rebuilt;                   /* at start: this open has begun anew already */
@@ -383,7 +383,7 @@ struct node {
   int news_code;    /* not 0: `news` is to go into the application's log */
   char news[VFS_TEXT_MAX];
   char join_text[VFS_TEXT_MAX];           /* how far joining is; "" nothing to say */
-  uint64_t join_context, address_context; /* of the latest request; 0: none */
+  uint64_t join_context, address_context; /* of what this node asks by itself; 0: nothing yet */
   uint64_t join_heard_at;                 /* somebody answered, or the start */
   uint32_t join_next;                     /* whom to ask next */
 

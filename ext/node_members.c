@@ -7,8 +7,8 @@
 ** one that is not committed may go again. A crash on either side, at any point, changes nothing of that: the joiner's
 ** folder keeps its number, incarnation and option join, and asking twice does no harm.
 **
-** Belonging. The folder keeps `formation=joined` from the first committed configuration on that names this incarnation. From
-** then on a committed configuration without it means that it was removed. It learns that by that configuration itself, or
+** Belonging. The folder keeps `formation=joined` from the first committed configuration on that names this incarnation, once
+** the log has that for good. From then on a committed configuration without it means that it was removed. It learns that by that configuration itself, or
 ** by the refusal of a member, which names the committed configuration that it goes by; such a word counts only if that is
 ** later than all this node has in its log, and no leader has been heard of for long. `removed=…` is kept likewise.
 **
@@ -243,6 +243,8 @@ uint32_t node_count_voters(const struct raft_configuration *configuration) {
 void node_members_settled(struct node *node, const struct raft_status *status) {
   bool is_in = node_is_in(&node->configuration, node->id, &node->incarnation);
   if (node->settled_index == status->configuration_index || node->configuration.n_members == 0) return;
+  /* What a crash may take from the log must not be kept elsewhere: the configuration before would mean that it was removed. */
+  if (status->durable_index < status->configuration_index) return;
   node->settled_index = status->configuration_index;
   if (is_in && node->formation == NODE_FRESH) {
     node->formation = NODE_JOINED;
@@ -478,15 +480,15 @@ static void say_nobody(struct node *node, uint64_t now) {
 }
 
 static void ask_to_join(struct node *node, uint64_t now) {
+  if (node->join_context == 0) node->join_context = ++node->request_context;
   struct raft_request request = {
       .kind = NODE_REQUEST_JOIN,
-      .context = ++node->request_context,
+      .context = node->join_context, /* one and the same: the leader has it once in its table */
       .node = node->id,
       .incarnation = node->incarnation,
       .wait_ms = NODE_JOIN_WAIT_MS,
   };
   memcpy(request.address, node->options.advertise, sizeof request.address);
-  node->join_context = request.context;
   for (uint32_t i = 0; i < node->options.n_join; i++)
     raft_transport_set_contact(node->link, NODE_CONTACT_JOIN + i, node->options.join[i]);
   /* Whom the last one named as the leader goes first, then one after the other. */
@@ -528,9 +530,10 @@ static void hear_about_joining(struct node *node, const struct raft_request *rep
 
 static void ask_for_address(struct node *node) {
   const struct raft_member *self = raft_configuration_find(&node->configuration, node->id);
+  if (node->address_context == 0) node->address_context = ++node->request_context;
   struct raft_request request = {
       .kind = NODE_REQUEST_ADDRESS,
-      .context = ++node->request_context,
+      .context = node->address_context,
       .node = node->id,
       .incarnation = node->incarnation,
       .wait_ms = NODE_JOIN_WAIT_MS,
@@ -539,7 +542,6 @@ static void ask_for_address(struct node *node) {
       strcmp(self->address, node->options.advertise) == 0 || node->removed_index != 0)
     return;
   memcpy(request.address, node->options.advertise, sizeof request.address);
-  node->address_context = request.context;
   node_send_command(node, &request);
 }
 

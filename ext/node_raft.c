@@ -225,11 +225,13 @@ void node_drain(struct node *node, const struct raft_entry *entries, size_t n_en
 int node_raft_open(struct node *node, const struct raft_start *start, char *text) {
   const struct raft_configuration *latest = node_start_latest(start);
   const struct raft_settings *settings = latest ? &latest->settings : NULL;
+  node->election_ms = settings ? settings->election_ms : node->options.election_ms;
+  node->heartbeat_ms = settings ? settings->heartbeat_ms : node->options.heartbeat_ms;
   struct raft_options options = {
       .id = node->id,
       .incarnation = node->incarnation,
-      .election_ns = (settings ? settings->election_ms : node->options.election_ms) * OS_MS,
-      .heartbeat_ns = (settings ? settings->heartbeat_ms : node->options.heartbeat_ms) * OS_MS,
+      .election_ns = node->election_ms * OS_MS,
+      .heartbeat_ns = node->heartbeat_ms * OS_MS,
       .drift_permille = NODE_DRIFT_PERMILLE,
       .window_bytes = NODE_WINDOW_BYTES,
       .round_trip_short_ns = NODE_ROUND_TRIP_SHORT,

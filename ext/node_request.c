@@ -101,6 +101,9 @@ static void take_command(struct node *node, const struct raft_request *request) 
   if (!is_known(request)) {
     reply.status = NODE_REPLY_REFUSED;
     node_say_reply(&reply, "node %" PRIu64 " does not know this kind of request: it is of an older version", node->id);
+  } else if (node->removed_index != 0) {
+    reply.status = NODE_REPLY_LATER;
+    node_say_reply(&reply, "it was removed from the cluster itself: ask another one");
   } else if (!is_leader) {
     node_reply_not_leader(node, &reply);
   } else if (!free_one) {

@@ -86,10 +86,7 @@ static void describe_state(const struct node *node, char state[VFS_TEXT_MAX]) {
   else if (node->hand_over_to != 0)
     snprintf(state, VFS_TEXT_MAX, "handing over to node %" PRIu64, node->hand_over_to);
   else if (is_ready)
-    snprintf(state, VFS_TEXT_MAX, "%s",
-             node_count_voters(&node->configuration) == 2
-                 ? "ready; the cluster has two voters: it " NODE_TWO_VOTERS_TEXT
-                 : "ready");
+    snprintf(state, VFS_TEXT_MAX, "ready");
   else if (node->leader == 0)
     snprintf(state, VFS_TEXT_MAX, "no leader%s%.600s", node->refused_text[0] ? ": " : "", node->refused_text);
   else
@@ -105,6 +102,13 @@ static void describe_checkpoint(const struct node *node, uint64_t index, const c
     snprintf(text + length, room, "; failed: %.600s", node->checkpoint_text);
   else if (held_back[0])
     snprintf(text + length, room, "; %.600s", held_back);
+}
+
+/* mutex held. */
+static void describe_notice(const struct node *node, const char *found, char notice[VFS_TEXT_MAX]) {
+  bool is_fragile = node->removed_index == 0 && node_count_voters(&node->configuration) == 2;
+  snprintf(notice, VFS_TEXT_MAX, "%s%s%s", is_fragile ? "the cluster has two voters: it " NODE_TWO_VOTERS_TEXT : "",
+           is_fragile && found[0] ? "; " : "", found);
 }
 
 void node_get_status(struct node *node, struct node_status *status) {
@@ -131,7 +135,7 @@ void node_get_status(struct node *node, struct node_status *status) {
   };
   snprintf(status->leader_address, sizeof status->leader_address, "%s", node_address_of(node, status->leader));
   describe_state(node, status->state);
-  memcpy(status->notice, database.notice, sizeof status->notice);
+  describe_notice(node, database.notice, status->notice);
   node_describe_snapshot(node, status->snapshot);
   describe_checkpoint(node, database.checkpointed, held_back, status->checkpoint);
   if (node->store) {

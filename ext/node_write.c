@@ -370,7 +370,7 @@ static int ask_read(struct node *node, enum raft_read_level level, uint64_t dead
   struct node_read read = {.next = node->reads, .context = ++node->read_context};
   node->reads = &read; /* cppcheck-suppress autoVariables; taken out below, by forget_read */
   /* A lost message is not repeated by the core: asked again after an election time-out. */
-  uint64_t now = os_now(node->os), again = now + node->options.election_ms * OS_MS;
+  uint64_t now = os_now(node->os), again = now + node->election_ms * OS_MS;
   int error = raft_read(node->raft, now, read.context, level);
   node_drain(node, NULL, 0);
   if (again > deadline) again = deadline;
@@ -398,7 +398,7 @@ static int barrier(void *ctx, int level, uint64_t deadline) {
       error = ask_read(node, level == RAFT_READ_LEASE ? RAFT_READ_LEASE : RAFT_READ_QUORUM, deadline, &index);
     if (error == VFS_BUSY && os_now(node->os) >= deadline) error = VFS_NOBODY;
     /* Nobody leads: a new leader, or a heartbeat's time, is worth another try. */
-    uint64_t again = os_now(node->os) + node->options.heartbeat_ms * OS_MS;
+    uint64_t again = os_now(node->os) + node->heartbeat_ms * OS_MS;
     if (error == VFS_BUSY)
       os_condition_wait(node->os, &node->epoch_condition, &node->mutex, again < deadline ? again : deadline);
   }

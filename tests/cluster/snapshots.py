@@ -95,7 +95,8 @@ def has_nothing_yet(cluster, report, chance):
     remove_database(follower)
     for name in ("log", "snapshots"):
         shutil.rmtree(os.path.join(follower.database + "-balsa", name))
-    os.remove(os.path.join(follower.database + "-balsa", "database"))
+    for name in ("database", "options"):
+        os.remove(os.path.join(follower.database + "-balsa", name))
     follower.start()
     wait_caught_up(cluster, report, follower, "a follower that has nothing")
     follower.kill()

@@ -173,8 +173,47 @@ static void peers_count_only_for_a_node_without_state(void **state) {
   assert_string_equal(options.listen, "");
 }
 
+static void join_names_members_or_waits(void **state) {
+  char kept[OPTIONS_KEPT_MAX];
+  struct options back, given;
+  (void)state;
+  assert_refused("join", "nonsense", "host:port");
+  assert_refused("join", "a:1,", "host:port");
+  assert_refused("join", "a:0", "host:port");
+  assert_refused("join", "a:1,a:2,a:3,a:4,a:5,a:6,a:7,a:8", "7 addresses");
+  struct options options = checked(PAIRS("node", "4", "listen", "127.0.0.1:4", "join", "a:1,[::1]:2"), true, true);
+  assert_true(options_joins(&options) && !options.waits);
+  assert_int_equal(options.n_join, 2);
+  assert_string_equal(options.join[1], "[::1]:2");
+  assert_true(options_keep(&options, kept, sizeof kept, text));
+  options_init(&back);
+  assert_true(options_from_kept(&back, kept, text));
+  assert_int_equal(back.n_join, 2);
+  assert_string_equal(back.join[0], "a:1");
+  /* What is given takes the place of what was kept, be it peers. */
+  options_init(&given);
+  assert_true(set(&given, "join", "wait"));
+  options_merge(&back, &given);
+  assert_true(back.waits && back.n_join == 0);
+  assert_true(options_keep(&back, kept, sizeof kept, text) && strstr(kept, "join=wait\n"));
+  options_init(&given);
+  assert_true(set(&given, "peers", "4@127.0.0.1:4,5@b:5"));
+  options_merge(&back, &given);
+  assert_false(options_joins(&back));
+  assert_int_equal(back.n_peers, 2);
+  /* It counts only for a node without state. */
+  options = checked(PAIRS("node", "4", "listen", "127.0.0.1:4", "join", "a:1"), false, true);
+  assert_false(options_joins(&options));
+}
+
 static void what_does_not_fit_together_is_refused(void **state) {
   (void)state;
+  checked(PAIRS("join", "a:1", "listen", "127.0.0.1:4"), true, false);
+  assert_non_null(strstr(text, "needs option node"));
+  checked(PAIRS("join", "a:1", "node", "4"), true, false);
+  assert_non_null(strstr(text, "needs option listen"));
+  checked(PAIRS("join", "a:1", "node", "1", "peers", "1@127.0.0.1:1,2@b:2"), true, false);
+  assert_non_null(strstr(text, "exclude each other"));
   checked(PAIRS("peers", "1@a:1"), true, false);
   assert_non_null(strstr(text, "needs option node"));
   checked(PAIRS("node", "3", "peers", "1@a:1,2@b:2"), true, false);
@@ -326,6 +365,7 @@ int main(void) {
       cmocka_unit_test(another_listen_than_in_peers_must_be_meant),
       cmocka_unit_test(addresses_that_follow_from_peers_do_not_outlive_them),
       cmocka_unit_test(peers_count_only_for_a_node_without_state),
+      cmocka_unit_test(join_names_members_or_waits),
       cmocka_unit_test(what_does_not_fit_together_is_refused),
       cmocka_unit_test(listening_beyond_loopback_needs_insecure),
       cmocka_unit_test(parameters_of_sqlite_pass_unless_they_break_replication),

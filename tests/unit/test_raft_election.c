@@ -106,6 +106,32 @@ static void the_promise_outlives_a_change_of_term(void **state) {
   assert_int_equal(stand.n_messages, 0);
 }
 
+/* The configuration brings the cluster's time-outs to a node that joins; the leader's leases count on them. */
+static void a_promise_lasts_as_long_as_the_cluster_counts_on_it(void **state) {
+  (void)state;
+  stand_open(&stand, 3);
+  struct raft_message request = stand_message(RAFT_VOTE, 3, 4);
+  request.index = 100;
+  request.log_term = 3;
+  const struct raft_message heartbeat = stand_message(RAFT_HEARTBEAT, 2, 3);
+  stand_receive(&stand, &heartbeat);
+  raft_set_timing(stand.raft, stand.now, 3 * STAND_ELECTION, STAND_HEARTBEAT);
+  stand_clear(&stand);
+  stand_tick(&stand, 3 * STAND_ELECTION - 1);
+  assert_int_equal(stand_status(&stand).role, RAFT_FOLLOWER);
+  stand_receive(&stand, &request);
+  assert_int_equal(stand.n_messages, 0);
+  stand.now += 1;
+  stand_receive(&stand, &request);
+  assert_int_equal(stand.n_messages, 1);
+  /* Shorter ones: who hears nothing campaigns within them. */
+  raft_set_timing(stand.raft, stand.now, STAND_ELECTION, STAND_HEARTBEAT);
+  raft_set_timing(stand.raft, stand.now, 0, STAND_HEARTBEAT); /* makes no sense */
+  stand_receive(&stand, &heartbeat);
+  stand_tick(&stand, 2 * STAND_ELECTION);
+  assert_int_equal(stand_status(&stand).role, RAFT_PRE_CANDIDATE);
+}
+
 static void a_vote_needs_a_log_that_is_up_to_date(void **state) {
   (void)state;
   const uint64_t terms[] = {1, 3, 3};
@@ -367,6 +393,7 @@ int main(void) {
       cmocka_unit_test_teardown(who_has_not_answered_is_asked_again, close_stand),
       cmocka_unit_test_teardown(a_leader_and_its_followers_ignore_requests_for_votes, close_stand),
       cmocka_unit_test_teardown(the_promise_outlives_a_change_of_term, close_stand),
+      cmocka_unit_test_teardown(a_promise_lasts_as_long_as_the_cluster_counts_on_it, close_stand),
       cmocka_unit_test_teardown(a_vote_needs_a_log_that_is_up_to_date, close_stand),
       cmocka_unit_test_teardown(a_message_in_a_term_that_may_be_forgotten_waits_for_its_write, close_stand),
       cmocka_unit_test_teardown(a_candidate_counts_its_own_vote_when_it_is_durable, close_stand),

@@ -415,6 +415,12 @@ static uint32_t segment_bytes(uint64_t snapshot_threshold) {
   return bytes;
 }
 
+/* What is kept elsewhere was durable in the log before: the database's mark, and that this node was a member. */
+static uint64_t log_reaches(const struct node *node, const struct vfs_found *found) {
+  uint64_t marked = vfs_found_marked(found);
+  return marked > node->joined_index ? marked : node->joined_index;
+}
+
 /* Opens the log, which reaches entry `least`; `entries` of *start is the caller's to free. */
 static int open_log(struct node *node, uint64_t snapshot_threshold, uint64_t least, struct raft_start *start,
                     struct raft_configuration *configuration, char *text) {
@@ -726,7 +732,7 @@ static int find_log(struct node *node, const struct options *kept, const struct 
   if (node->formation == NODE_BOOTSTRAPPING && !found->has_marks) code = discard_log(node, text);
   if (code == SQLITE_OK) code = identify(node, kept, given, found, text);
   if (code == SQLITE_OK && node->is_restart)
-    code = open_log(node, threshold, vfs_found_marked(found), start, configuration, text);
+    code = open_log(node, threshold, log_reaches(node, found), start, configuration, text);
   if (code == SQLITE_OK) code = node_restore(node, start, configuration, snapshot, text);
   return note_loss(node, code);
 }
@@ -754,7 +760,8 @@ static int start_node(struct node *node, const struct options *given, struct opt
     code = open_log(node, node->options.snapshot_threshold, 0, start, &node->configuration, text);
   if (node->formation == NODE_BOOTSTRAPPING) node->formation = start->n_configurations > 0 ? NODE_FORMED : NODE_FRESH;
   if (node->formation == NODE_RECOVERING && node_is_recovered(node, start)) node->formation = NODE_FORMED;
-  if (code == SQLITE_OK) code = node_kept_write(node, node->formation, node->removed_index, text);
+  struct node_kept kept_state = {node->formation, node->joined_index, node->removed_index};
+  if (code == SQLITE_OK) code = node_kept_write(node, &kept_state, text);
   if (code == SQLITE_OK) code = begin(node, start, &found, snapshot, text);
   if (code == SQLITE_OK) code = start_threads(node, text);
   if (code != SQLITE_OK) return code;

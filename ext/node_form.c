@@ -3,7 +3,7 @@
 **
 ** The node's folder app.db-balsa/:
 **
-**   options   slot file, kind "OPTS": name=value lines of the options (options.h), formation=…, removed=…
+**   options   slot file, kind "OPTS": name=value lines of the options (options.h), formation=…, joined=… and removed=…
 **             (node_members.c), rejoin=1 (node_rebuild.c), recover=… (node_recover.c)
 **   members   slot file: whom to ask if the log is lost (node_rebuild.c)
 **   lost-<n>/ what was there when log or vote were lost, for the n-th time
@@ -48,10 +48,10 @@ static bool read_formation(const char *kept, enum node_formation *formation) {
   return false;
 }
 
-/* The kept index of the configuration by which it was removed; 0: it was not. */
-static uint64_t read_removed(const char *kept) {
-  const char *at = strstr(kept, "\nremoved=");
-  return at ? strtoull(at + strlen("\nremoved="), NULL, 10) : 0;
+/* A kept index of a configuration; `name` with the line's end before it. 0: there is none. */
+static uint64_t read_index(const char *kept, const char *name) {
+  const char *at = strstr(kept, name);
+  return at ? strtoull(at + strlen(name), NULL, 10) : 0;
 }
 
 /* The id of the cluster that is to begin. */
@@ -83,23 +83,26 @@ int node_kept_open(struct node *node, struct options *kept, char *text) {
     return SQLITE_CANTOPEN;
   }
   payload[size] = 0;
-  node->removed_index = read_removed(payload);
+  node->joined_index = read_index(payload, "\njoined=");
+  node->removed_index = read_index(payload, "\nremoved=");
   node->rejoins = strstr(payload, "\nrejoin=1\n") != NULL;
-  if (read_formation(payload, &node->formation) && read_recover(payload, &node->recover_cluster) &&
-      options_from_kept(kept, payload, why))
-    return SQLITE_OK;
+  bool is_known = read_formation(payload, &node->formation) && read_recover(payload, &node->recover_cluster);
+  if (node->formation == NODE_FRESH || node->formation == NODE_BOOTSTRAPPING) node->joined_index = 0; /* not it */
+  if (is_known && options_from_kept(kept, payload, why)) return SQLITE_OK;
   node_say(text, "%.300s: %.400s", path, why[0] ? why : "of another version of Balsa; use that one");
   return SQLITE_CANTOPEN;
 }
 
-int node_kept_write(struct node *node, enum node_formation formation, uint64_t removed_index, char *text) {
+int node_kept_write(struct node *node, const struct node_kept *state, char *text) {
   char kept[SLOT_FILE_PAYLOAD_MAX];
-  int length = snprintf(kept, sizeof kept, "formation=%s\n", formations[formation]);
-  if (removed_index != 0)
-    length += snprintf(kept + length, sizeof kept - (size_t)length, "removed=%" PRIu64 "\n", removed_index);
-  if (formation == NODE_FRESH && node->rejoins)
+  int length = snprintf(kept, sizeof kept, "formation=%s\n", formations[state->formation]);
+  if (state->joined_index != 0)
+    length += snprintf(kept + length, sizeof kept - (size_t)length, "joined=%" PRIu64 "\n", state->joined_index);
+  if (state->removed_index != 0)
+    length += snprintf(kept + length, sizeof kept - (size_t)length, "removed=%" PRIu64 "\n", state->removed_index);
+  if (state->formation == NODE_FRESH && node->rejoins)
     length += snprintf(kept + length, sizeof kept - (size_t)length, "rejoin=1\n");
-  if (formation == NODE_RECOVERING) {
+  if (state->formation == NODE_RECOVERING) {
     char cluster[NODE_UUID_TEXT];
     node_uuid_text(&node->recover_cluster, cluster);
     length += snprintf(kept + length, sizeof kept - (size_t)length, "recover=%s\n", cluster);
@@ -114,14 +117,13 @@ int node_kept_write(struct node *node, enum node_formation formation, uint64_t r
 }
 
 int node_keep(struct node *node, char *text) {
-  enum node_formation formation = node->formation;
-  uint64_t removed_index = node->removed_index;
+  struct node_kept kept = {node->formation, node->joined_index, node->removed_index};
   node->keep_wanted = false;
   pthread_mutex_unlock(&node->mutex);
-  int code = node_kept_write(node, formation, removed_index, text);
+  int code = node_kept_write(node, &kept, text);
   pthread_mutex_lock(&node->mutex);
   if (code == SQLITE_OK) {
-    node->kept_formation = formation;
+    node->kept_formation = kept.formation;
     pthread_cond_broadcast(&node->epoch_condition);
     return VFS_OK;
   }
@@ -131,7 +133,7 @@ int node_keep(struct node *node, char *text) {
 
 /* While it begins: nobody else writes it, or looks. */
 static int set_formation(struct node *node, enum node_formation formation, char *text) {
-  int code = node_kept_write(node, formation, 0, text);
+  int code = node_kept_write(node, &(struct node_kept){.formation = formation}, text);
   if (code != SQLITE_OK) return code;
   pthread_mutex_lock(&node->mutex);
   node->formation = formation;

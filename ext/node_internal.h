@@ -81,11 +81,12 @@
 #define NODE_TRANSFER_WINDOW (2u << 20) /* of a snapshot, under way to one follower */
 #define NODE_CHUNKS_MAX 16              /* that came and wait to be written */
 #define NODE_TRANSFERS_MAX (RAFT_MEMBERS_MAX + 1)
-#define NODE_COMMANDS_MAX 32            /* that a leader has at hand */
-#define NODE_REQUEST_PAUSE (20 * OS_MS) /* before a command is sent again */
-#define NODE_REQUEST_PATIENCE OS_SECOND /* without an answer it is sent again */
-#define NODE_WHY_MAX 320                /* bytes of a sentence: what a command waits for */
-#define NODE_SUCCESSOR_LAG_MAX 1024     /* entries: who is further behind would make writers wait for it */
+#define NODE_COMMANDS_MAX 32                   /* that a leader has at hand */
+#define NODE_JOINS_MAX (NODE_COMMANDS_MAX / 2) /* of them, from those who are no members: room is left for members */
+#define NODE_REQUEST_PAUSE (20 * OS_MS)        /* before a command is sent again */
+#define NODE_REQUEST_PATIENCE OS_SECOND        /* without an answer it is sent again */
+#define NODE_WHY_MAX 320                       /* bytes of a sentence: what a command waits for */
+#define NODE_SUCCESSOR_LAG_MAX 1024            /* entries: who is further behind would make writers wait for it */
 #define NODE_SUCCESSOR_SLICE (5 * OS_MS)
 #define NODE_RECOVER_PATIENCE (5 * OS_SECOND) /* for balsa_recover() to be written down */
 #define NODE_STARTS_MAX 3                     /* of one open: as found, to begin anew or recover, and after that */
@@ -251,6 +252,11 @@ enum node_formation {
   NODE_RECOVERING,    /* it is to begin a cluster of its own from what its log holds */
 };
 
+struct node_kept {
+  enum node_formation formation;
+  uint64_t joined_index, removed_index;
+};
+
 enum node_life { NODE_STARTING, NODE_RUNNING, NODE_STOPPING, NODE_STOPPED };
 
 struct node {
@@ -377,6 +383,7 @@ struct node {
   uint64_t leader_heard_at;            /* a message of a leader came, or the start */
   uint64_t heard_at[RAFT_MEMBERS_MAX]; /* a message of a member came, in the order of the configuration; 0 never */
   uint64_t left_index; /* of a committed configuration without it, after which a leader may have spoken to it; 0 none */
+  uint64_t joined_index;  /* of the first committed configuration that is known to have named it; 0: not known */
   uint64_t removed_index; /* of the committed configuration by which it is no member any more; 0: it is not removed */
   char removed_text[VFS_TEXT_MAX];
   bool keep_wanted; /* the folder is to keep `formation` or `removed_index` */
@@ -457,7 +464,7 @@ bool node_is_forked(void);
 
 /* The kept options and how far a formation went. SQLite error code, with a sentence. */
 int node_kept_open(struct node *node, struct options *kept, char *text);
-int node_kept_write(struct node *node, enum node_formation formation, uint64_t removed_index, char *text);
+int node_kept_write(struct node *node, const struct node_kept *kept, char *text);
 /* On the apply thread, mutex held, given up meanwhile: what has become of this node. VFS error, with a sentence. */
 int node_keep(struct node *node, char *text);
 /* A configuration of this node alone. */

@@ -7,8 +7,8 @@
 ** one that is not committed may go again. A crash on either side, at any point, changes nothing of that: the joiner's
 ** folder keeps its number, incarnation and option join, and asking twice does no harm.
 **
-** Belonging. The folder keeps `formation=joined` from the first committed configuration on that names this incarnation, once
-** the log has that for good. From then on a committed configuration without it means that it was removed. It learns that by that configuration itself, or
+** Belonging. The folder keeps `formation=joined` and `joined=…`, the index of the first committed configuration that names this
+** incarnation, once the log has that for good. From then on a committed configuration without it means that it was removed. It learns that by that configuration itself, or
 ** by the refusal of a member, which names the committed configuration that it goes by; such a word counts only if that is
 ** later than all this node has in its log, and no leader has been heard of for long. `removed=…` is kept likewise.
 **
@@ -246,8 +246,9 @@ void node_members_settled(struct node *node, const struct raft_status *status) {
   /* What a crash may take from the log must not be kept elsewhere: the configuration before would mean that it was removed. */
   if (status->durable_index < status->configuration_index) return;
   node->settled_index = status->configuration_index;
-  if (is_in && node->formation == NODE_FRESH) {
-    node->formation = NODE_JOINED;
+  if (is_in && node->joined_index == 0) {
+    if (node->formation == NODE_FRESH) node->formation = NODE_JOINED;
+    node->joined_index = status->configuration_index;
     pthread_mutex_lock(&node->facts_mutex);
     node->facts.features = 0;
     pthread_mutex_unlock(&node->facts_mutex);
@@ -428,8 +429,11 @@ bool node_greet(void *ctx, uint32_t contact, const struct raft_hello *hello, str
   if (contact >= NODE_CONTACT_COMMAND)
     node_greet_command(node, contact - NODE_CONTACT_COMMAND, hello);
   else if (hello->node == node->id)
-    good = refuse(refusal, "node %" PRIu64 " exists twice: at %.200s, and at %.200s where it is to join", node->id,
-                  node->options.advertise, hello->address);
+    good = refuse(refusal,
+                  node_uuid_equal(&hello->incarnation, &node->incarnation)
+                      ? "option join of node %" PRIu64 " names its own address, %.200s%.0s"
+                      : "node %" PRIu64 " exists twice: at %.200s, and at %.200s where it is to join",
+                  node->id, node->options.advertise, hello->address);
   if (!good) node_say(node->join_text, "%s", refusal->text);
   node->members_tick_at = 0; /* there is somebody to ask */
   if (node->link) raft_transport_wake(node->link);

@@ -102,11 +102,22 @@ static void change_commit(struct node *node, uint64_t commit_index) {
   node->applied_index = commit_index;
 }
 
+/* When members were heard, in the order of another configuration. */
+static void keep_heard(struct node *node, const struct raft_configuration *configuration) {
+  uint64_t heard_at[RAFT_MEMBERS_MAX] = {0};
+  for (uint32_t i = 0; i < configuration->n_members; i++) {
+    const struct raft_member *member = raft_configuration_find(&node->configuration, configuration->members[i].id);
+    if (member && node_uuid_equal(&member->incarnation, &configuration->members[i].incarnation))
+      heard_at[i] = node->heard_at[member - node->configuration.members];
+  }
+  memcpy(node->heard_at, heard_at, sizeof heard_at);
+}
+
 void node_configuration_changed(struct node *node) {
   uint64_t index = 0;
   const struct raft_configuration *configuration = raft_get_configuration(node->raft, &index);
+  keep_heard(node, configuration);
   node->configuration = *configuration;
-  memset(node->heard_at, 0, sizeof node->heard_at);
   pthread_mutex_lock(&node->facts_mutex);
   node->facts.cluster = configuration->cluster;
   node->facts.database = configuration->database;

@@ -242,7 +242,7 @@ bool node_rebuild(struct node *node, const struct options *kept, const struct op
     append(text, "; it cannot be set aside in %s: %s", node->folder, strerror(-error));
     return false;
   }
-  if (node_kept_write(node, NODE_REBUILDING, 0, text) != SQLITE_OK) return false;
+  if (node_kept_write(node, &(struct node_kept){.formation = NODE_REBUILDING}, text) != SQLITE_OK) return false;
   node_log(SQLITE_WARNING,
            "node %" PRIu64 " has lost its log or vote: what is left goes to %s/" LOST_PREFIX
            "%d, and it joins its cluster anew. %s",
@@ -285,8 +285,8 @@ int node_set_aside(struct node *node, const struct options *kept, const char *fo
   options_merge(&node->options, kept);
   node->rejoins = true;
   node->formation = NODE_FRESH;
-  node->removed_index = 0;
-  return node_kept_write(node, NODE_FRESH, 0, text);
+  node->joined_index = node->removed_index = 0;
+  return node_kept_write(node, &(struct node_kept){.formation = NODE_FRESH}, text);
 }
 
 /* ---- A folder that was emptied ---- */

@@ -89,9 +89,11 @@ static void take_command(struct node *node, const struct raft_request *request) 
   struct raft_request reply = {0};
   struct raft_status status;
   struct node_command *free_one = NULL;
-  bool is_leader = leads(node, &status);
+  size_t n_joins = 0;
+  bool is_leader = leads(node, &status), is_join = request->kind == NODE_REQUEST_JOIN;
   for (size_t i = 0; i < NODE_COMMANDS_MAX; i++) {
     struct node_command *command = &node->commands[i];
+    n_joins += command->request.kind == NODE_REQUEST_JOIN;
     if (command->request.kind == NODE_REQUEST_NONE)
       free_one = command;
     else if (command->request.from == request->from && command->request.context == request->context &&
@@ -106,12 +108,13 @@ static void take_command(struct node *node, const struct raft_request *request) 
     node_say_reply(&reply, "it was removed from the cluster itself: ask another one");
   } else if (!is_leader) {
     node_reply_not_leader(node, &reply);
-  } else if (!free_one) {
+  } else if (!free_one || (is_join && n_joins >= NODE_JOINS_MAX)) {
     reply.status = NODE_REPLY_LATER;
     node_say_reply(&reply, "node %" PRIu64 " has too many requests at hand", node->id);
   } else {
     *free_one = (struct node_command){.request = *request, .term = status.term};
-    free_one->deadline = os_now(node->os) + request->wait_ms * OS_MS;
+    uint64_t wait_ms = is_join && request->wait_ms > NODE_JOIN_WAIT_MS ? NODE_JOIN_WAIT_MS : request->wait_ms;
+    free_one->deadline = os_now(node->os) + wait_ms * OS_MS;
     node->n_commands++;
     return;
   }

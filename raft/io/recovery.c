@@ -469,7 +469,7 @@ static int check_end(struct recovery *r) {
   if (last >= r->last_index_least) return 0;
   return fail(
       r, -EILSEQ,
-      "%s: the log ends at entry %llu, in %08x.log at offset %llu, but the database was made from entries through "
+      "%s: the log ends at entry %llu, in %08x.log at offset %llu, but it once went through entry "
       "%llu: the end of the log is lost. " ADVICE_DAMAGED,
       r->folder, (unsigned long long)last, r->number, (unsigned long long)r->offset,
       (unsigned long long)r->last_index_least);

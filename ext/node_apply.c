@@ -225,10 +225,14 @@ static void begin_epoch(struct node *node) {
 
 /* ---- The threads ---- */
 
+static bool has_to_keep(const struct node *node) {
+  return node->keep_wanted && os_now(node->os) >= node->keep_at;
+}
+
 /* mutex held. */
 static bool has_work(const struct node *node) {
   return (node->compensation_owed && !node->quarantine[0]) || node->form_wanted || node->return_wanted ||
-         node->keep_wanted || node->news_code != 0 || has_to_install(node) || may_begin_epoch(node) ||
+         has_to_keep(node) || node->news_code != 0 || has_to_install(node) || may_begin_epoch(node) ||
          has_to_apply(node);
 }
 
@@ -236,13 +240,10 @@ void node_wake_apply(struct node *node) {
   if (node->apply_idle && has_work(node)) pthread_cond_signal(&node->apply_condition);
 }
 
-/* mutex held, given up meanwhile. */
-static void keep(struct node *node, uint64_t *delay) {
-  char text[VFS_TEXT_MAX] = "";
-  int error = node_keep(node, text);
-  if (error == VFS_OK) return;
-  set_blocked(node, error, *delay, text);
-  back_off(node, &node->apply_condition, error, delay);
+/* mutex held, given up meanwhile. What is in the way (a full disk) is in nobody else's: a start would find it out again. */
+static void keep(struct node *node) {
+  char text[VFS_TEXT_MAX];
+  if (node_keep(node, text) != VFS_OK) node->keep_at = os_now(node->os) + NODE_RETRY_NS_MAX;
 }
 
 /* mutex held, given up meanwhile. */
@@ -279,8 +280,8 @@ static void apply_step(struct node *node, struct raft_entry *entries, uint64_t *
     pthread_mutex_lock(&node->mutex);
   } else if (node->return_wanted) {
     come_back(node, delay);
-  } else if (node->keep_wanted) {
-    keep(node, delay);
+  } else if (has_to_keep(node)) {
+    keep(node);
   } else if (node->news_code != 0) {
     tell(node);
   } else if (has_to_install(node)) {

@@ -386,6 +386,7 @@ struct node {
   uint64_t joined_index;  /* of the first committed configuration that is known to have named it; 0: not known */
   uint64_t removed_index; /* of the committed configuration by which it is no member any more; 0: it is not removed */
   char removed_text[VFS_TEXT_MAX];
+  uint64_t keep_at; /* not before */
   bool keep_wanted; /* the folder is to keep `formation` or `removed_index` */
   int news_code;    /* not 0: `news` is to go into the application's log */
   char news[VFS_TEXT_MAX];

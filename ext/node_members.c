@@ -202,6 +202,7 @@ void node_members_changed(struct node *node) {
 /* What has become of this node is to be kept: the apply thread writes it. */
 static void keep(struct node *node) {
   node->keep_wanted = true;
+  node->keep_at = 0;
   pthread_cond_signal(&node->apply_condition);
 }
 

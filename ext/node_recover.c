@@ -88,11 +88,12 @@ static int write_down(struct node *node, char *text) {
   os_random(node->os, node->recover_cluster.bytes, sizeof node->recover_cluster.bytes);
   node->formation = NODE_RECOVERING;
   node->keep_wanted = true;
+  node->keep_at = 0;
   pthread_cond_signal(&node->apply_condition);
   while (node->kept_formation != NODE_RECOVERING && !node->stopping && os_now(node->os) < deadline)
     os_condition_wait(node->os, &node->epoch_condition, &node->mutex, deadline);
   if (node->kept_formation == NODE_RECOVERING) return VFS_OK;
-  node_say(text, "%.300s/options cannot be written: %.300s", node->folder, node->blocked);
+  node_say(text, "%.300s/options cannot be written", node->folder);
   node->formation = formation; /* and that is written, if the other gets there yet */
   node->keep_wanted = true;
   node->frozen = false;

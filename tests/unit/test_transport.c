@@ -679,6 +679,69 @@ static void a_damaged_message_ends_the_connection_and_is_not_delivered(void **st
   side_close(a);
 }
 
+/* A guest by hand, who has said Hello. */
+static int guest_by_hand(const struct side *side, uint64_t id) {
+  uint8_t frame[WIRE_GREETING_MAX];
+  struct raft_hello hello = {
+      .node = id, .protocol_lowest = 1, .protocol_highest = 1, .features = RAFT_FEATURE_GUEST, .incarnation = {{9}}};
+  uint32_t size = wire_encode_hello(&hello, frame);
+  int descriptor = dial_by_hand(side);
+  assert_int_equal(send(descriptor, frame, size, MSG_NOSIGNAL), size);
+  return descriptor;
+}
+
+static void what_a_guest_may_not_send_ends_its_connection(void **state) {
+  uint8_t frames[3][RAFT_REQUEST_MAX], answer[4 * RAFT_REQUEST_MAX];
+  uint32_t lengths[3], head_size;
+  (void)state;
+  struct side *a = side_new(1);
+  struct raft_message message = message_to(a, RAFT_VOTE, 1);
+  assert_true(wire_message_size(&message, NULL, &head_size, &lengths[0]));
+  wire_encode_message(&message, NULL, lengths[0], frames[0]);
+  struct raft_request request = request_to(a, "x");
+  request.is_reply = true; /* to nothing that was asked on this connection */
+  lengths[1] = wire_encode_request(&request, frames[1]);
+  request.is_reply = false;
+  lengths[2] = wire_encode_request(&request, frames[2]);
+  uint32_t too_long = RAFT_REQUEST_MAX + 1;
+  memcpy(frames[2], &too_long, 4);
+  for (int i = 0; i < 3; i++) {
+    int descriptor = guest_by_hand(a, 5);
+    assert_int_equal(send(descriptor, frames[i], lengths[i], MSG_NOSIGNAL), lengths[i]);
+    read_to_the_end(descriptor, answer, sizeof answer); /* it comes to an end */
+  }
+  assert_int_equal(a->n_received, 0);
+  assert_int_equal(a->n_asked, 0);
+  side_close(a);
+}
+
+static void too_many_guests_are_refused_and_peers_are_not(void **state) {
+  enum { MANY = 64 };
+  int descriptors[MANY];
+  uint8_t frame[WIRE_GREETING_MAX], answer[WIRE_GREETING_MAX];
+  struct raft_refusal refusal;
+  (void)state;
+  struct side *a = side_new(1), *b = side_new(2);
+  for (unsigned i = 0; i < MANY; i++) {
+    descriptors[i] = guest_by_hand(a, 100 + i);
+    await(a, &a->n_met, i + 1);
+  }
+  struct raft_hello hello = {
+      .node = 99, .protocol_lowest = 1, .protocol_highest = 1, .features = RAFT_FEATURE_GUEST, .incarnation = {{9}}};
+  int descriptor = dial_by_hand(a);
+  uint32_t size = wire_encode_hello(&hello, frame);
+  assert_int_equal(send(descriptor, frame, size, MSG_NOSIGNAL), size);
+  shutdown(descriptor, SHUT_WR);
+  size_t n = read_to_the_end(descriptor, answer, sizeof answer);
+  assert_int_equal(wire_decode_refusal(answer, (uint32_t)n, &refusal), RAFT_OK);
+  assert_non_null(strstr(refusal.text, "try again later"));
+  introduce(a, b);
+  await_connected(b, 1);
+  for (int i = 0; i < MANY; i++) close(descriptors[i]);
+  side_close(a);
+  side_close(b);
+}
+
 /* ---- Coming and going ---- */
 
 static void a_peer_that_restarts_is_found_again(void **state) {
@@ -855,6 +918,8 @@ int main(void) {
       cmocka_unit_test(a_request_is_answered_on_the_connection_that_it_came_by),
       cmocka_unit_test(a_guest_asks_whoever_is_at_an_address_and_is_sent_no_message),
       cmocka_unit_test(who_is_not_welcome_any_more_is_told_so),
+      cmocka_unit_test(what_a_guest_may_not_send_ends_its_connection),
+      cmocka_unit_test(too_many_guests_are_refused_and_peers_are_not),
       cmocka_unit_test(a_stranger_gets_nothing_but_a_refusal),
       cmocka_unit_test(a_damaged_message_ends_the_connection_and_is_not_delivered),
       cmocka_unit_test(a_peer_that_restarts_is_found_again),

@@ -324,7 +324,7 @@ layers: $(CORE_OBJECTS)
 	+@$(call run_all,run-layers)
 
 asan:
-	+@$(PARALLEL) ASAN=1 unit trace cluster CLUSTER="$(ASAN_CLUSTER)"
+	+@$(PARALLEL) ASAN=1 unit trace whole cluster WHOLE_SEEDS=1..40 CLUSTER="$(ASAN_CLUSTER)"
 
 tsan:
 	+@$(PARALLEL) TSAN=1 unit TESTS="$(THREADED_TESTS)"

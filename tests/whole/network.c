@@ -496,6 +496,8 @@ static void take_message(struct raft_transport_node *node, struct stream *stream
   message.from_incarnation = stream->hello.incarnation;
   message.entries = message.n_entries ? metas : NULL;
   task_note("receive", message.type, message.index);
+  net.counters.chunks += message.type == RAFT_SNAPSHOT;
+  for (uint32_t i = 0; i < message.n_entries; i++) net.counters.parts += (entries[i].flags & RAFT_ENTRY_PART) != 0;
   node->methods->receive(node->ctx, &message, n_payloads ? entries : NULL);
   for (uint32_t i = 0; i < n_payloads; i++) raft_payload_unref(entries[i].payload);
   free(entries);

@@ -33,6 +33,7 @@ void network_cut_off(uint32_t machine);
 
 struct network_counters {
   uint64_t frames, bytes, dials, refusals, breaks, lost_frames;
+  uint64_t chunks, parts; /* received: of snapshots, of transactions in parts */
 };
 void network_get_counters(struct network_counters *counters);
 

@@ -74,14 +74,24 @@ int vfs_scan_checksum(struct vfs_database *database, uint32_t pages, uint64_t *c
   return code == SQLITE_OK ? VFS_OK : VFS_IO;
 }
 
-/* What was known of the file's pages counts no more. */
-static void note_written(struct redo *redo) {
-  if (!redo->is_written) vfs_hashes_clear(redo->database->hashes);
+/*
+** What was known of the file's pages counts no more; nor does what a stop in order said of the file, before it is written: after
+** a crash in the middle of the redo it would make another program's of what the redo wrote. The next start verifies it instead.
+*/
+static int note_written(struct redo *redo) {
+  struct vfs_marks marks = redo->database->marks;
+  if (redo->is_written) return VFS_OK;
+  vfs_hashes_clear(redo->database->hashes);
   redo->is_written = true;
+  if (!marks.stopped_in_order) return VFS_OK;
+  marks.stopped_in_order = false;
+  marks.is_suspect = true;
+  return vfs_write_marks(redo->database, &marks);
 }
 
 static int redo_set(struct redo *redo, const struct vfs_log_entry *entry) {
-  note_written(redo);
+  int error = note_written(redo);
+  if (error) return error;
   struct vfs_database *database = redo->database;
   const struct vfs_change_set *set = &entry->set;
   uint32_t page_number = 0;
@@ -286,8 +296,8 @@ static int rebuild(struct redo *redo) {
   if (error) return error;
   vfs_pages_clear(redo->file_pages);
   redo->is_written = false;
-  note_written(redo);
-  error = vfs_error_of_sqlite(database->file->pMethods->xTruncate(database->file, 0));
+  error = note_written(redo);
+  if (!error) error = vfs_error_of_sqlite(database->file->pMethods->xTruncate(database->file, 0));
   if (!error) error = redo->snapshot ? write_snapshot(redo) : write_first_page(redo);
   if (!error) error = redo_range(redo, from + 1);
   return error ? error : finish_file(redo);
@@ -406,7 +416,8 @@ int vfs_redo(struct vfs_database *database, const struct vfs_start_options *opti
                  redo.log_first > database->marks.checkpointed + 1;
   const struct redo begin = redo;
   int error = is_lost ? rebuild(&redo) : redo_file(&redo, options->log_last, trust, verify);
-  if (error == VFS_NO_SPACE && !is_lost && trust == VFS_TRUST_OURS && drop_wal(database)) {
+  bool is_redo = !is_lost && !database->marks.is_rebuilding; /* a snapshot can be read once */
+  if (error == VFS_NO_SPACE && is_redo && trust == VFS_TRUST_OURS && drop_wal(database)) {
     vfs_pages_clear(redo.file_pages);
     redo = begin;
     error = redo_file(&redo, options->log_last, trust, verify);

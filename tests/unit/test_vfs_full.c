@@ -94,10 +94,41 @@ static void a_redo_needs_no_more_room_than_the_wal_had(void **state) {
   stand_in_close(&node);
 }
 
+/* A follower that was stopped in order, behind what its log has. */
+static void a_redo_that_found_no_room_after_a_stop_is_no_change_from_outside(void **state) {
+  (void)state;
+  struct stand_in leader, node;
+  struct vfs_status status;
+  stand_in_open(&leader, 4096, 0, 20000);
+  stand_in_open(&node, 4096, 0, 20000);
+  sqlite3 *db = stand_in_connect(&leader);
+  must(db, "CREATE TABLE t(a INTEGER PRIMARY KEY, b); INSERT INTO t VALUES (1, randomblob(300000))");
+  stand_in_follow(&node, &leader);
+  vfs_database_stop(node.database, os_now(os_real()) + 20 * OS_SECOND);
+  stand_in_kill(&node);
+  must(db, "UPDATE t SET b = randomblob(290000); INSERT INTO t VALUES (2, randomblob(250000))");
+  while (node.last < leader.last) stand_in_copy_next(&node, &leader);
+  node.commit_index = node.last;
+  fill_disk(&node);
+  assert_int_equal(stand_in_fail_restart(&node), VFS_NO_SPACE);
+  make_room();
+  stand_in_restart(&node);
+  vfs_get_status(node.database, &status);
+  assert_string_equal(status.notice, "");
+  assert_int_equal(size_of(&node, ".changed-1"), 0);
+  sqlite3 *reader = stand_in_connect(&node);
+  assert_int_equal(ask(reader, "SELECT sum(length(b)) FROM t"), 540000);
+  sqlite3_close(reader);
+  sqlite3_close(db);
+  stand_in_close(&node);
+  stand_in_close(&leader);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(what_is_not_committed_is_taken_back_on_a_full_disk),
       cmocka_unit_test(a_redo_needs_no_more_room_than_the_wal_had),
+      cmocka_unit_test(a_redo_that_found_no_room_after_a_stop_is_no_change_from_outside),
   };
   stand_in_base = narrow_vfs();
   stand_in_setup();

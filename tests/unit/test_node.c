@@ -243,6 +243,20 @@ static void a_cluster_whose_database_was_marked_is_begun(void **state) {
   stop(db);
 }
 
+/* The mark is kept only once the log has the entry for good. */
+static void a_log_that_ends_before_the_node_became_a_member_has_lost_its_end(void **state) {
+  (void)state;
+  sqlite3 *db = open_node("app.db", "");
+  run(db, "CREATE TABLE t(a)");
+  stop(db);
+  write_formation("formed\njoined=99999");
+  assert_refused("app.db", "", "it once went through entry 99999");
+  write_formation("formed\njoined=1");
+  db = open_node("app.db", "");
+  run(db, "INSERT INTO t VALUES(1)");
+  stop(db);
+}
+
 /* ---- What SQL sees ---- */
 
 static void a_token_tells_the_fate_of_a_commit(void **state) {
@@ -795,6 +809,7 @@ int main(void) {
       TEST(a_lost_vote_or_log_is_refused_by_name),
       TEST(a_cluster_that_was_not_begun_to_the_end_begins_again),
       TEST(a_cluster_whose_database_was_marked_is_begun),
+      TEST(a_log_that_ends_before_the_node_became_a_member_has_lost_its_end),
       TEST(a_token_tells_the_fate_of_a_commit),
       TEST(waiting_for_an_index_ends_with_it_or_with_the_limit),
       TEST(a_connection_without_a_replicated_database_is_told_so),

@@ -273,7 +273,13 @@ static void refuse(struct capture *capture, int error) {
   else
     atomic_store(&database->wal_failed, true); /* it shows what will never be */
   connection->pending = !restored ? VFS_PENDING_UNKNOWN : error == VFS_NO_SPACE ? VFS_PENDING_FULL : VFS_PENDING_LOST;
-  if (error == VFS_NO_SPACE)
+  if (!restored)
+    vfs_connection_fail(
+        connection,
+        "the transaction was not sent (%s), so there is no token of it, and could not be taken back: this "
+        "node serves no reads until it starts again, and then it is lost",
+        vfs_error_text(error));
+  else if (error == VFS_NO_SPACE)
     vfs_connection_explain(connection, error);
   else if (error == VFS_NOT_HERE || error == VFS_STOPPED)
     vfs_connection_fail(connection,

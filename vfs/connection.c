@@ -572,7 +572,7 @@ static int commit_phase_two(struct vfs_connection *connection) {
   if (pending == VFS_PENDING_FULL) return SQLITE_FULL; /* the pager drops its cache */
   if (pending == VFS_PENDING_UNKNOWN) {
     connection->unsettled = 0; /* the error drops the cache */
-    return tell_unknown(connection);
+    return connection->error[0] ? VFS_SQLITE_UNKNOWN : tell_unknown(connection);
   }
   uint64_t deadline = deadline_of(connection);
   switch (database->methods->wait(database->node, connection->pending_token, deadline)) {

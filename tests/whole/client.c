@@ -133,8 +133,7 @@ static void note_answer(struct run_process *process, sqlite3 *db, size_t number,
     run.committed++;
     break;
   case BALSA_IOERR_UNKNOWN:
-    if (!token[0]) task_fail("an unknown outcome without a token");
-    attempt->fate = RUN_UNKNOWN;
+    attempt->fate = token[0] ? RUN_UNKNOWN : RUN_NEVER; /* not sent, and not taken back either */
     snprintf(attempt->token, sizeof attempt->token, "%s", token);
     run.unknown++;
     break;
@@ -411,7 +410,7 @@ static void do_something_else(struct client *client) {
   case 3: client_run(client->db, "PRAGMA incremental_vacuum(5)"); break;
   case 4:
     if (client_ask_text(client->db, "PRAGMA quick_check", text, sizeof text) == SQLITE_OK &&
-        !client->process->is_crashed && strcmp(text, "ok") != 0)
+        !client->process->is_crashed && !client->process->has_failing_disk && strcmp(text, "ok") != 0)
       task_fail("node %u: quick_check says %s", client->process->number, text);
     break;
   case 5: client_ask_text(client->db, "SELECT count(*) FROM balsa_members", text, sizeof text); break;

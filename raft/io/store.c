@@ -592,12 +592,12 @@ static int reserve_batch(struct raft_store *store, const struct measure *m) {
   return 0;
 }
 
-/* Begins a batch: takes references of its entries. Under mutex; the batch fits. */
 /* What a batch that ends with `last` says of what is committed: nothing of what comes later, which a crash may take away. */
 static uint64_t commit_through(const struct raft_store *store, uint64_t last) {
   return store->commit_index < last ? store->commit_index : last;
 }
 
+/* Begins a batch: takes references of its entries. Under mutex; the batch fits. */
 static void begin_batch(struct raft_store *store, const struct measure *m, struct segment_batch *batch) {
   *batch = (struct segment_batch){
       .length = (uint32_t)m->length,
@@ -836,14 +836,18 @@ int raft_store_flush_batch(struct raft_store *store, uint64_t *persist) {
   return flush(store, false, persist);
 }
 
-/* A batch that only says that the one before it is whole. Room for it is kept in every segment. */
+/*
+** A batch that only says that the one before it is whole. Room for it is kept in every segment: it may be written where nothing
+** else found any. Then the disk's log is not the one that was committed from where that has replaced it on.
+*/
 static int write_seal(struct raft_store *store) {
   pthread_mutex_lock(&store->mutex);
+  uint64_t valid = store->reset_waits ? 0 : store->written_last < store->disk_last ? store->written_last : store->disk_last;
   struct segment_batch batch = {.length = BATCH_SEAL_SIZE,
                                 .sequence = store->sequence,
                                 .previous = store->previous,
                                 .index = store->disk_last + 1,
-                                .commit = commit_through(store, store->disk_last)};
+                                .commit = commit_through(store, valid)};
   pthread_mutex_unlock(&store->mutex);
   struct measure m = {.length = BATCH_SEAL_SIZE};
   if (store->sealed || store->offset + BATCH_SEAL_SIZE > store->size) return 0;

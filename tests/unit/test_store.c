@@ -191,6 +191,34 @@ static void a_batch_tells_what_was_committed_before_it_and_no_more_than_it_holds
   sim_disk_free(disk);
 }
 
+/* As a stop does on a full disk, where only the seal still has room. */
+static void a_seal_calls_nothing_committed_that_was_to_be_replaced(void **state) {
+  (void)state;
+  struct sim_disk *disk = sim_disk_new(3);
+  struct raft_store_found found;
+  struct raft_store *store = open_simple(sim_disk_os(disk), FOLDER);
+  for (uint64_t index = 1; index <= 5; index++) append(store, index, 1, 100, 1);
+  flush_or_fail(store);
+  assert_int_equal(raft_store_truncate(store, 4, 2), 0);
+  for (uint64_t index = 4; index <= 6; index++) append(store, index, 2, 100, 2);
+  raft_store_commit(store, 6);
+  raft_store_close(store);
+  store = open_or_fail(sim_disk_os(disk), FOLDER, &found);
+  assert_int_equal(found.last_index, 5);
+  assert_int_equal(found.commit_index, 3);
+  free(found.entries);
+  assert_int_equal(raft_store_reset(store, 9, 2, 1), 0);
+  raft_store_commit(store, 9);
+  append(store, 10, 2, 100, 1);
+  raft_store_close(store);
+  store = open_or_fail(sim_disk_os(disk), FOLDER, &found);
+  assert_int_equal(found.last_index, 5);
+  assert_int_equal(found.commit_index, 3);
+  free(found.entries);
+  raft_store_close(store);
+  sim_disk_free(disk);
+}
+
 static void one_flush_makes_one_synced_write(void **state) {
   (void)state;
   struct sim_disk *disk = sim_disk_new(3);
@@ -1191,6 +1219,7 @@ int main(void) {
       cmocka_unit_test(an_empty_folder_gives_an_empty_log),
       cmocka_unit_test(entries_come_back_after_a_restart_with_all_their_fields),
       cmocka_unit_test(a_batch_tells_what_was_committed_before_it_and_no_more_than_it_holds),
+      cmocka_unit_test(a_seal_calls_nothing_committed_that_was_to_be_replaced),
       cmocka_unit_test(one_flush_makes_one_synced_write),
       cmocka_unit_test(a_truncation_and_what_replaces_it_are_one_write),
       cmocka_unit_test(a_mark_is_reported_without_a_write),

@@ -33,14 +33,16 @@ static sqlite3 *connect(uint32_t i) {
 
 static void tell_states(sqlite3 *const dbs[]) {
   for (uint32_t i = 1; i <= run.n_machines; i++) {
-    char state[RUN_TEXT_MAX];
+    char state[RUN_TEXT_MAX], members[RUN_TEXT_MAX];
     task_enter(run.processes[i].machine);
     client_ask_text(
         dbs[i],
         "SELECT role || ' term ' || term || ' commit ' || commit_index || ' applied ' || applied_index || ' log ' || "
         "log_first || '-' || log_last || ': ' || state FROM balsa_status",
         state, sizeof state);
-    fprintf(stderr, "    node %u: %s\n", i, state);
+    client_ask_text(dbs[i], "SELECT group_concat(node || ' ' || role, ', ') FROM balsa_members", members,
+                    sizeof members);
+    fprintf(stderr, "    node %u: %s (members: %s)\n", i, state, members);
   }
 }
 

@@ -377,6 +377,12 @@ static void ask_outcome(struct client *client) {
   client->pending = 0;
 }
 
+/* Is a voter lost, and not replaced yet? Then no other one may go. */
+static bool is_wiped_away(void) {
+  const char *role = run.processes[run.wiped].role;
+  return run.wiped && strcmp(role, "leader") != 0 && strcmp(role, "follower") != 0;
+}
+
 void client_change_members(struct run_process *process, sqlite3 *db, struct sim_random *random) {
   char sql[128], text[RUN_TEXT_MAX];
   uint64_t node = 1 + sim_random_below(random, run.n_machines);
@@ -389,7 +395,7 @@ void client_change_members(struct run_process *process, sqlite3 *db, struct sim_
   default:
     /* Three voters stay, as far as this node knows. */
     if (client_ask_number(db, "SELECT count(*) FROM balsa_members WHERE role = 'voter'", &voters) != SQLITE_OK) return;
-    if (voters < 4) return;
+    if (voters < 4 || is_wiped_away()) return;
     snprintf(sql, sizeof sql, "SELECT balsa_%s(%" PRIu64 ")", sim_random_below(random, 2) ? "remove" : "demote", node);
   }
   int code = client_ask_text(db, sql, text, sizeof text);

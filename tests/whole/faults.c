@@ -127,14 +127,14 @@ static void wipe(struct run_process *process) {
 /* One voter's, while all others are there and well: its log may be needed otherwise. */
 static void wipe_once(void) {
   struct run_process *victim = some_victim();
-  if (run.has_wiped) return;
+  if (run.wiped) return;
   for (uint32_t i = 1; i <= run.n_machines; i++) {
     const struct run_process *process = &run.processes[i];
     bool is_well = process->life == RUN_UP && !process->is_crashed && !process->has_failing_disk;
     bool is_voter = strcmp(process->role, "leader") == 0 || strcmp(process->role, "follower") == 0;
     if (!is_well || !is_voter) return;
   }
-  run.has_wiped = true;
+  run.wiped = victim->number;
   wipe(victim);
 }
 

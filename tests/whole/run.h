@@ -93,7 +93,7 @@ struct run {
   uint64_t duration_ns; /* of the faults */
   uint32_t think_ms;    /* between two things a client does, at most */
   uint32_t row_bytes;
-  bool has_wiped;            /* a voter's disk: once, while its cluster is whole */
+  uint32_t wiped;            /* a voter's disk: once, while its cluster is whole; 0: not yet */
   bool has_schema, is_quiet; /* quiet: the faults are over, clients stop */
   uint32_t n_busy;           /* clients in the middle of something */
   struct run_attempt *attempts;

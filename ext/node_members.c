@@ -369,12 +369,17 @@ static bool is_peer(const struct node *node, uint64_t id) {
 
 /* This node waits for its cluster. */
 static bool meet_peer(struct node *node, const struct raft_hello *hello, struct raft_refusal *refusal) {
-  if (!is_peer(node, hello->node))
+  bool has_cluster = !node_uuid_is_none(&hello->cluster);
+  if (!has_cluster && !is_peer(node, hello->node))
     return refuse(refusal,
                   "node %" PRIu64 " does not have node %" PRIu64 " in its list of peers: give each node the same list",
                   node->id, hello->node);
-  if (!node_uuid_is_none(&hello->cluster)) {
-    /* It has formed the cluster and sends entry 1, if we are in it; else it refuses us. */
+  if (has_cluster) {
+    /*
+    ** The cluster was formed and we are in it, else it refuses us. Who sends the log need not be of the list: a member that has
+    ** come since may lead by now.
+    */
+    if (learn(node, hello)) node_dial_members(node);
     snprintf(node->forming_text, sizeof node->forming_text,
              "node %" PRIu64 " has formed the cluster; waiting for its log", hello->node);
     return true;

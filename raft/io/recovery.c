@@ -467,12 +467,11 @@ static int rewrite_last(struct recovery *r, const struct image *image) {
 static int check_end(struct recovery *r) {
   uint64_t last = r->first_index + r->n - 1;
   if (last >= r->last_index_least) return 0;
-  return fail(
-      r, -EILSEQ,
-      "%s: the log ends at entry %llu, in %08x.log at offset %llu, but it once went through entry "
-      "%llu: the end of the log is lost. " ADVICE_DAMAGED,
-      r->folder, (unsigned long long)last, r->number, (unsigned long long)r->offset,
-      (unsigned long long)r->last_index_least);
+  return fail(r, -EILSEQ,
+              "%s: the log ends at entry %llu, in %08x.log at offset %llu, but it once went through entry "
+              "%llu: the end of the log is lost. " ADVICE_DAMAGED,
+              r->folder, (unsigned long long)last, r->number, (unsigned long long)r->offset,
+              (unsigned long long)r->last_index_least);
 }
 
 static int replay_all(struct recovery *r, struct image *image, struct image *next) {

@@ -842,7 +842,9 @@ int raft_store_flush_batch(struct raft_store *store, uint64_t *persist) {
 */
 static int write_seal(struct raft_store *store) {
   pthread_mutex_lock(&store->mutex);
-  uint64_t valid = store->reset_waits ? 0 : store->written_last < store->disk_last ? store->written_last : store->disk_last;
+  uint64_t valid = store->reset_waits                       ? 0
+                   : store->written_last < store->disk_last ? store->written_last
+                                                            : store->disk_last;
   struct segment_batch batch = {.length = BATCH_SEAL_SIZE,
                                 .sequence = store->sequence,
                                 .previous = store->previous,

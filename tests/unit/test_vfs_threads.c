@@ -174,6 +174,7 @@ static void every_answer_is_true_while_leadership_comes_and_goes(void **state) {
   struct stand_in follower;
   struct vfs_status left, right;
   stand_in_open(&follower, 4096, 0, 20000);
+  follower.checkpoints_itself = true;
   stand_in_follow(&follower, &shared->node);
   vfs_get_status(shared->node.database, &left);
   vfs_get_status(follower.database, &right);

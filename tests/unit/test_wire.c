@@ -314,7 +314,11 @@ static void greetings_come_back_as_they_were(void **state) {
 
 static void a_refusal_says_why_and_by_which_configuration(void **state) {
   uint8_t frame[WIRE_GREETING_MAX];
-  struct raft_refusal refusal = {.text = "no \x1b[31mred\n", .is_no_member = true, .knows_number = true, .cluster = {{4, 5}}, .index = 77},
+  struct raft_refusal refusal = {.text = "no \x1b[31mred\n",
+                                 .is_no_member = true,
+                                 .knows_number = true,
+                                 .cluster = {{4, 5}},
+                                 .index = 77},
                       back;
   (void)state;
   uint32_t length = wire_encode_refusal(&refusal, frame);

@@ -216,15 +216,26 @@ static void end_taking(struct taking *taking) {
   free(taking->configuration);
 }
 
+/* No lock held. Whoever is in the way may be gone in a moment; an answer that came at once must not be asked for at once. */
+static void pause_view(struct node *node) {
+  uint64_t until = os_now(node->os) + NODE_BUSY_RETRY_NS;
+  pthread_mutex_lock(&node->mutex);
+  while (!atomic_load(&node->snapshots_end) && os_now(node->os) < until)
+    os_condition_wait(node->os, &node->snapshot_condition, &node->mutex, until);
+  pthread_mutex_unlock(&node->mutex);
+}
+
 /* No lock held. Waits for its turn in slices: a stop does not wait for it. */
 static int open_view(struct taking *taking) {
   struct node *node = taking->node;
   uint64_t now = os_now(node->os), deadline = now + NODE_VIEW_WAIT;
   int error = VFS_BUSY;
   while (error == VFS_BUSY && now < deadline && !atomic_load(&node->snapshots_end)) {
+    taking->text[0] = 0;
     error = vfs_view_open(node->database, now + NODE_VIEW_SLICE, &taking->view, &taking->info, taking->text);
-    now = os_now(node->os);
     if (error == VFS_BUSY && !taking->text[0]) break; /* the database is not open yet, or serves nobody any more */
+    if (error == VFS_BUSY) pause_view(node);
+    now = os_now(node->os);
   }
   return error;
 }

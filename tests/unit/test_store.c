@@ -345,8 +345,9 @@ struct life {
   uint64_t from[OPERATIONS_MAX + 1];       /* what the operation truncated from; UINT64_MAX: nothing */
   bool anew[OPERATIONS_MAX + 1];           /* the operation was a reset */
   uint64_t last, reported;
-  uint64_t committed; /* no truncation reaches it */
-  uint64_t compacted; /* up to here entries may be gone */
+  uint64_t known[OPERATIONS_MAX + 1]; /* of each state: how much of it was committed then */
+  uint64_t committed;                 /* no truncation reaches it */
+  uint64_t compacted;                 /* up to here entries may be gone */
 };
 
 static struct model model_copy(const struct model *model, size_t n) {
@@ -394,6 +395,18 @@ static bool is_allowed(const struct life *life, const struct model *found) {
     if (anew || model_last(found) >= kept) return true;
   }
   return false;
+}
+
+/* What the log says to be committed is of a state of which so much was. */
+static bool is_committed(const struct life *life, const struct model *found, uint64_t commit) {
+  for (uint64_t i = 0; i <= life->last; i++) {
+    const struct model *state = &life->states[i];
+    if (life->known[i] < commit || state->base > commit) continue;
+    uint64_t at = found->base > state->base ? found->base : state->base;
+    while (at < commit && model_term(found, at + 1) == model_term(state, at + 1)) at++;
+    if (at >= commit) return true;
+  }
+  return commit <= found->base;
 }
 
 struct run {
@@ -467,6 +480,11 @@ static void random_operation(struct run *run, struct raft_store *store) {
   }
   life->states[number] = after;
   life->last = number;
+  /* As a follower hears of it: of entries that are not durable here, too. */
+  if (model_last(&after) > life->committed && draw_below(&run->random, 4) == 0)
+    life->committed += draw_below(&run->random, model_last(&after) - life->committed + 1);
+  raft_store_commit(store, life->committed);
+  life->known[number] = life->committed;
 }
 
 /* Lives until something fails or nothing more is to be done. */
@@ -504,6 +522,7 @@ static void check_found(struct run *run, struct raft_store *store, const struct 
   assert_non_null(model->ids);
   for (size_t i = 0; i < model->n; i++) model->ids[i] = found->entries[i].term;
   assert_true(is_allowed(&run->life, model));
+  assert_true(found->commit_index <= found->last_index && is_committed(&run->life, model, found->commit_index));
   for (size_t i = 0; i < model->n; i++) read_check(store, model->base + i + 1, model->ids[i], size_of(model->ids[i]));
 }
 
@@ -549,7 +568,9 @@ static void run_seed(uint64_t seed, struct sim_disk_counters *counters, uint64_t
     check_found(&run, store, &found, &model);
     free(found.entries);
     life_end(&run.life);
-    run.life = (struct life){.states[0] = model, .committed = model.base, .compacted = model.base};
+    uint64_t committed = found.commit_index > model.base ? found.commit_index : model.base;
+    run.life = (struct life){
+        .states[0] = model, .known[0] = committed, .committed = committed, .compacted = model.base};
     arrange_faults(&run);
     live(&run, store);
     if (draw_below(&run.random, 3)) sim_disk_crash(run.disk, SIM_DISK_POWER_LOSS);

@@ -11,7 +11,7 @@
 ** One change at a time, and only on a settled, committed configuration: the core refuses others (RAFT_PENDING), and the next
 ** drain tries again. A node that comes back in another incarnation is removed first and then added: two steps, the second
 ** of which a later leader takes as well when the joiner asks again. A leader that is to lose its vote hands over first: the
-** new one carries the command out when the asker repeats it.
+** new one carries the command out when the asker repeats it. Nobody loses his vote while those who stay are no majority.
 */
 #include <assert.h>
 #include <inttypes.h>
@@ -104,9 +104,14 @@ static bool propose(struct node *node, struct node_command *command, const struc
 
 /* ---- Adding ---- */
 
+/* Two election time-outs: who is there is heard of in that time. */
+static uint64_t window_of(const struct look *look) {
+  return 2 * (uint64_t)look->configuration->settings.election_ms * OS_MS;
+}
+
 /* Has this member been heard of late? `unsure`: this node has not led for long enough to know. */
 static bool is_in_contact(struct node *node, const struct look *look, bool *unsure) {
-  uint64_t window = 2 * (uint64_t)look->configuration->settings.election_ms * OS_MS;
+  uint64_t window = window_of(look);
   struct raft_member_status members[RAFT_MEMBERS_MAX];
   size_t n = raft_get_members(node->raft, members, RAFT_MEMBERS_MAX);
   *unsure = look->now < node->leads_since + window;
@@ -259,12 +264,43 @@ static bool hand_over_first(struct node *node, struct node_command *command, con
   return command->why[0] ? false : not_yet(command, "another node has to lead first");
 }
 
+/* Is a majority of the voters in touch that are left without `id`? */
+static bool leaves_majority(struct node *node, const struct look *look, uint64_t id) {
+  struct raft_member_status members[RAFT_MEMBERS_MAX];
+  size_t n = raft_get_members(node->raft, members, RAFT_MEMBERS_MAX);
+  size_t left = 0, present = 0;
+  for (size_t i = 0; i < n; i++) {
+    bool is_heard = members[i].last_contact != 0 && look->now < members[i].last_contact + window_of(look);
+    if (!(members[i].roles & RAFT_VOTER_NEW) || members[i].id == id) continue;
+    left++;
+    present += members[i].id == node->id || is_heard;
+  }
+  return present > left / 2;
+}
+
+/*
+** A change counts from its append on: where those who stay are no majority it could not be committed, nor anything behind it,
+** and the leader that began it would have to step down. So it is not begun; a leader that is new, or whose machine was busy,
+** may hear of them yet.
+*/
+static bool lacks_majority(struct node_command *command, const struct look *look, struct raft_request *reply) {
+  if (command->since == 0) command->since = look->now;
+  if (look->now < command->since + window_of(look))
+    return not_yet(command, "of the voters that are left then no majority is in touch");
+  return refuse(reply,
+                "of the voters that are left without node %" PRIu64
+                " no majority is in touch: nothing could be decided any more. Bring those back that are down, or remove "
+                "them first",
+                command->request.node);
+}
+
 static bool lose_vote(struct node *node, struct node_command *command, const struct look *look,
                       enum raft_change_type type, struct raft_request *reply) {
   struct raft_change change = {.type = type, .id = command->request.node};
   bool is_voter = (look->member->roles & RAFT_VOTER_NEW) != 0;
   if (is_voter && look->is_settled && node_count_voters(look->configuration) == 1)
     return refuse(reply, "node %" PRIu64 " is the only voter: a cluster needs one", change.id);
+  if (is_voter && !leaves_majority(node, look, change.id)) return lacks_majority(command, look, reply);
   if (is_voter && change.id == node->id) return hand_over_first(node, command, look);
   return propose(node, command, look, &change, reply);
 }

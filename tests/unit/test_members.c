@@ -484,6 +484,33 @@ static void a_change_that_has_no_majority_is_told_as_unknown_and_is_finished_or_
   for (int i = 0; i < 3; i++) stop(nodes[i]);
 }
 
+/* Two of three are there, and one of them is to go: only with both can anything be decided. */
+static void a_removal_that_would_leave_no_majority_is_not_begun(void **state) {
+  char removes[2][64];
+  (void)state;
+  sqlite3 *nodes[3];
+  open_three(nodes);
+  sqlite3 *leader = leader_of(nodes, 3), *other = NULL;
+  for (int i = 0, n = 0; i < 3; i++) {
+    if (nodes[i] == leader) continue;
+    snprintf(removes[n], sizeof removes[n], "SELECT balsa_remove(%d)", i + 1);
+    if (n++ == 0)
+      stop(nodes[i]);
+    else
+      other = nodes[i];
+  }
+  await_words(leader, "SELECT last_contact_ms > 700 FROM balsa_members ORDER BY last_contact_ms DESC LIMIT 1", "1");
+  assert_fails(leader, removes[1], "no majority is in touch");
+  assert_fails(leader, "SELECT balsa_leave()", "no majority is in touch");
+  run(leader, "INSERT INTO t VALUES(2)");
+  assert_string_equal(ask(leader, removes[0]), "1");
+  assert_string_equal(ask(leader, removes[1]), "1");
+  run(leader, "INSERT INTO t VALUES(3)");
+  await_words(other, STATE, "removed");
+  stop(other);
+  stop(leader);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       MEMBERS_TEST(a_node_joins_a_cluster_of_one_and_becomes_a_voter),
@@ -501,6 +528,7 @@ int main(void) {
       MEMBERS_TEST(a_node_whose_folder_is_lost_comes_back_as_another_incarnation_once_the_old_one_is_gone),
       MEMBERS_TEST(a_member_that_was_away_listens_to_a_leader_that_has_joined_since),
       MEMBERS_TEST(a_change_that_has_no_majority_is_told_as_unknown_and_is_finished_or_undone_later),
+      MEMBERS_TEST(a_removal_that_would_leave_no_majority_is_not_begun),
   };
   if (balsa_init() != SQLITE_OK) return 1;
   return cmocka_run_group_tests_name("members", tests, NULL, NULL);

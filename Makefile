@@ -382,6 +382,7 @@ CLUSTER_reincarnation = reincarnation.py --rounds $(call scaled,6)
 CLUSTER_reincarnation5 = reincarnation.py --nodes 5 --rounds $(call scaled,1)
 CLUSTER_namespaces = namespaces.py --rounds $(call scaled,2)
 CLUSTER_recover = recover.py --rounds $(call scaled,2)
+CLUSTER_removed = removed.py
 CLUSTER_snapshots = snapshots.py --rounds $(call scaled,3)
 CLUSTER_membership = membership.py --rounds $(call scaled,2)
 CLUSTER_surface = surface.py
@@ -390,7 +391,7 @@ CLUSTER_full = full_disk.py
 CLUSTER_PRELOAD := $(if $(ASAN),env LD_PRELOAD=$$($(CC) -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0) \
   $(if $(TSAN),env LD_PRELOAD=$$($(CC) -print-file-name=libtsan.so))
 ASAN_CLUSTER ?= kill cut
-CLUSTER ?= surface snapshots kill kill5 stop cut cutoffs outside idle followers clients handover reincarnation reincarnation5 recover namespaces full membership
+CLUSTER ?= surface snapshots kill kill5 stop cut cutoffs outside idle followers clients handover reincarnation reincarnation5 recover removed namespaces full membership
 cluster: $(OUT)/balsa.so
 	@$(BEGIN); status=0; \
 	$(foreach part,$(CLUSTER),$(RUN) --show cluster-$(part) $(CLUSTER_PRELOAD) $(PYTHON) tests/cluster/$(CLUSTER_$(part)) \

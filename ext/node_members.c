@@ -10,7 +10,8 @@
 ** Belonging. The folder keeps `formation=joined` and `joined=…`, the index of the first committed configuration that names this
 ** incarnation, once the log has that for good. From then on a committed configuration without it means that it was removed. It learns that by that configuration itself, or
 ** by the refusal of a member, which names the committed configuration that it goes by; such a word counts only if that is
-** later than all this node has in its log, and no leader has been heard of for long. `removed=…` is kept likewise.
+** later than the one this node goes by, and no leader has been heard of for long. What else its log has at that place is then not
+** committed, and cannot be. `removed=…` is kept likewise.
 **
 ** Parting. Who is no member any more is dialled a while longer: the core sends it the configuration without it, as well as
 ** it can. Then it is hung up on, with a refusal that says the same.
@@ -456,7 +457,7 @@ static void hear_refusal(struct node *node, const struct raft_refusal *refusal) 
   bool is_in = node_is_in(&node->configuration, node->id, &node->incarnation);
   uint64_t in_force = 0;
   raft_get_configuration(node->raft, &in_force);
-  if (is_in ? refusal->index <= node->last_index : refusal->index < in_force) return;
+  if (is_in ? refusal->index <= in_force : refusal->index < in_force) return;
   set_removed(node, refusal->index);
   node_drain(node, NULL, 0);
 }

@@ -32,15 +32,22 @@ static const struct raft_peer *find_peer(const struct options *list, uint64_t id
   return NULL;
 }
 
-/* mutex held. Voters that are in touch, this node among them, and how many there are. */
-static void count_voters(struct node *node, uint32_t *present, uint32_t *voters) {
+/* mutex held. Of those who have this role: who is in touch, this node among them, and how many there are. */
+static bool is_majority(struct node *node, uint8_t role, uint32_t *present, uint32_t *voters) {
   *present = *voters = 0;
   for (uint32_t i = 0; i < node->configuration.n_members; i++) {
     const struct raft_member *member = &node->configuration.members[i];
-    if (!(member->roles & (RAFT_VOTER_NEW | RAFT_VOTER_OLD))) continue;
+    if (!(member->roles & role)) continue;
     ++*voters;
     *present += member->id == node->id || (node->link && raft_transport_is_connected(node->link, member->id));
   }
+  return *present > *voters / 2;
+}
+
+/* mutex held. Could a leader be elected? While the voters change that takes a majority of those before and of those to come. */
+static bool has_majority(struct node *node, uint32_t *present, uint32_t *voters) {
+  bool is_old = is_majority(node, RAFT_VOTER_OLD, present, voters);
+  return (is_old || *voters == 0) && is_majority(node, RAFT_VOTER_NEW, present, voters);
 }
 
 /* mutex held. The list names this node as the others know it. */
@@ -60,15 +67,19 @@ static bool check_list(const struct node *node, const struct options *list, char
 /* mutex held. */
 static bool check_loss(struct node *node, char *text) {
   uint32_t present = 0, voters = 0;
-  count_voters(node, &present, &voters);
+  bool is_enough = has_majority(node, &present, &voters);
   if (node->configuration.n_members == 0)
     node_say(text, "this node belongs to no cluster yet");
+  else if (node->removed_index != 0)
+    node_say(text,
+             "%.600s. To go on with its data alone stop it, move %.200s away and open it: that is a cluster of its own",
+             node->removed_text, node->folder);
   else if (node->configuration.n_members == 1)
     node_say(text, "this node is a cluster of one already: there is nothing to recover");
   else if (node->leader != 0)
     node_say(text, "node %" PRIu64 " leads: a majority is there, and members are changed by balsa_remove and balsa_add",
              node->leader);
-  else if (present > voters / 2)
+  else if (is_enough)
     node_say(text, "%u of %u voters are in touch, which is a majority: it will elect a leader", present, voters);
   else if (node->failed[0] || node->quarantine[0])
     node_say(text, "this node cannot be recovered from: %.600s", node->failed[0] ? node->failed : node->quarantine);

@@ -287,11 +287,12 @@ static bool lacks_majority(struct node_command *command, const struct look *look
   if (command->since == 0) command->since = look->now;
   if (look->now < command->since + window_of(look))
     return not_yet(command, "of the voters that are left then no majority is in touch");
-  return refuse(reply,
-                "of the voters that are left without node %" PRIu64
-                " no majority is in touch: nothing could be decided any more. Bring those back that are down, or remove "
-                "them first",
-                command->request.node);
+  return refuse(
+      reply,
+      "of the voters that are left without node %" PRIu64
+      " no majority is in touch: nothing could be decided any more. Bring those back that are down, or remove "
+      "them first",
+      command->request.node);
 }
 
 static bool lose_vote(struct node *node, struct node_command *command, const struct look *look,
@@ -358,17 +359,21 @@ int node_change(struct node *node, enum node_wish wish, uint64_t id, const char 
                                                  [NODE_PROMOTE] = NODE_REQUEST_PROMOTE,
                                                  [NODE_DEMOTE] = NODE_REQUEST_DEMOTE};
   struct raft_request command = {.kind = (uint8_t)kinds[wish], .node = id ? id : node->id}, reply;
+  bool leaves = wish == NODE_REMOVE && command.node == node->id;
   pthread_mutex_lock(&node->mutex);
+  bool was_removed = node->removed_index != 0;
   const struct raft_member *member = raft_configuration_find(&node->configuration, command.node);
   if (member && wish != NODE_ADD) command.incarnation = member->incarnation;
   pthread_mutex_unlock(&node->mutex);
   snprintf(command.address, sizeof command.address, "%s", address);
   int code = node_ask(node, &command, deadline, &reply, text);
-  if (code == SQLITE_OK && wish == NODE_REMOVE && command.node == node->id) {
-    pthread_mutex_lock(&node->mutex);
+  pthread_mutex_lock(&node->mutex);
+  if (code == SQLITE_OK && leaves) {
     node_removed(node, reply.index);
     node_drain(node, NULL, 0);
-    pthread_mutex_unlock(&node->mutex);
+  } else if (leaves && !was_removed && node->removed_index != 0) {
+    code = SQLITE_OK; /* who answers no stranger has carried it out: the answer was lost */
   }
+  pthread_mutex_unlock(&node->mutex);
   return code;
 }

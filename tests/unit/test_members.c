@@ -511,6 +511,18 @@ static void a_removal_that_would_leave_no_majority_is_not_begun(void **state) {
   stop(leader);
 }
 
+/* Its data can be had otherwise; as a node of its old cluster it would never serve anybody. */
+static void a_removed_node_is_not_recovered_from(void **state) {
+  char sql[128];
+  (void)state;
+  sqlite3 *nodes[3];
+  open_three(nodes);
+  assert_string_equal(ask(nodes[2], "SELECT balsa_leave()"), "1");
+  snprintf(sql, sizeof sql, "SELECT balsa_recover('3@127.0.0.1:%d')", ports[2]);
+  assert_fails(nodes[2], sql, "To go on with its data alone");
+  for (int i = 0; i < 3; i++) stop(nodes[i]);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       MEMBERS_TEST(a_node_joins_a_cluster_of_one_and_becomes_a_voter),
@@ -529,6 +541,7 @@ int main(void) {
       MEMBERS_TEST(a_member_that_was_away_listens_to_a_leader_that_has_joined_since),
       MEMBERS_TEST(a_change_that_has_no_majority_is_told_as_unknown_and_is_finished_or_undone_later),
       MEMBERS_TEST(a_removal_that_would_leave_no_majority_is_not_begun),
+      MEMBERS_TEST(a_removed_node_is_not_recovered_from),
   };
   if (balsa_init() != SQLITE_OK) return 1;
   return cmocka_run_group_tests_name("members", tests, NULL, NULL);

@@ -102,7 +102,7 @@ int balsa_init(void) {
 #else
   const char *why;
   int code = init(NULL, &why);
-  if (why) sqlite3_log(code, "balsa: %s", why);
+  if (why) vfs_log(code, why);
   return code;
 #endif
 }

@@ -38,7 +38,7 @@ void node_log(int code, const char *format, ...) {
   va_start(arguments, format);
   vsnprintf(text, sizeof text, format, arguments);
   va_end(arguments);
-  sqlite3_log(code, "balsa: %s", text);
+  vfs_log(code, text);
 }
 
 bool node_uuid_is_none(const struct raft_uuid *uuid) {
@@ -652,6 +652,7 @@ static int settle_options(struct node *node, const struct options *kept, const s
   options_merge(&node->options, given);
   if (node->rejoins) options_take_contacts(&node->options, kept); /* whatever is given: it knows where it belongs */
   node->options.node = node->id;
+  node->ignores_join = options_joins(given) && node->formation == NODE_FORMED;
   /* What has come of a cluster's log so far does not make it a member. */
   bool joins = node->formation == NODE_FRESH && options_joins(&node->options);
   return options_check(&node->options, is_fresh || joins, text) ? SQLITE_OK : SQLITE_CANTOPEN;
@@ -661,8 +662,7 @@ static int settle_options(struct node *node, const struct options *kept, const s
 static int check_joiner(struct node *node, const struct vfs_found *found, char *text) {
   if (!node_is_joining(node) || !found->has_content || found->has_marks) return SQLITE_OK;
   return fail(SQLITE_CANTOPEN, text,
-              "option join: %s is a database already, which belongs to no cluster and would be replaced: move it away, "
-              "or open it without join",
+              "option join: %s is a database already, which belongs to no cluster and would be replaced: move it away",
               node->path);
 }
 
@@ -1048,6 +1048,7 @@ static void note_fork(void) {
 
 /* Stops all nodes in order, at a normal exit. */
 static void stop_all(void) {
+  vfs_log_end();
   if (node_is_forked()) return;
   uint64_t deadline = os_now(machine.os) + NODE_STOP_MS_MAX * OS_MS;
   pthread_mutex_lock(&registry_mutex);

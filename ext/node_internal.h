@@ -317,6 +317,7 @@ struct node {
   bool is_lost;                       /* at start: its log or vote is */
   bool has_rebuilt;                   /* at start: this open has begun anew already */
   bool starts_again;                  /* at start: another start has to follow */
+  bool ignores_join;                  /* it was opened with join, but is a cluster of its own */
   bool rejoins;                       /* it has begun anew, under its number, and is not a member again yet */
   bool return_wanted;                 /* it forms a cluster, and learns that it was a member of one */
   struct raft_uuid recover_cluster;   /* RECOVERING: the id of the cluster that begins */

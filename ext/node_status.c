@@ -60,7 +60,8 @@ static uint32_t tolerates(struct node *node) {
   struct raft_member_status progress[RAFT_MEMBERS_MAX];
   size_t n = raft_get_members(node->raft, progress, RAFT_MEMBERS_MAX);
   uint32_t before = spare_of(node, progress, n, RAFT_VOTER_OLD), after = spare_of(node, progress, n, RAFT_VOTER_NEW);
-  return before < after ? before : after;
+  uint32_t spare = before < after ? before : after;
+  return spare == UINT32_MAX ? 0 : spare; /* nobody votes yet, as far as is known here */
 }
 
 /* mutex held. */
@@ -107,8 +108,13 @@ static void describe_checkpoint(const struct node *node, uint64_t index, const c
 /* mutex held. */
 static void describe_notice(const struct node *node, const char *found, char notice[VFS_TEXT_MAX]) {
   bool is_fragile = node->removed_index == 0 && node_count_voters(&node->configuration) == 2;
-  snprintf(notice, VFS_TEXT_MAX, "%s%s%s", is_fragile ? "the cluster has two voters: it " NODE_TWO_VOTERS_TEXT : "",
-           is_fragile && found[0] ? "; " : "", found);
+  const char *own = is_fragile ? "the cluster has two voters: it " NODE_TWO_VOTERS_TEXT : "";
+  if (node->ignores_join && node->configuration.n_members == 1)
+    own = "option join is ignored: this node is a cluster of one, which it became when it was opened without join. To "
+          "let it "
+          "join, open it with rebuild=1 as well: its database is then kept aside, in lost-1 or the next free one of "
+          "its folder";
+  snprintf(notice, VFS_TEXT_MAX, "%s%s%s", own, own[0] && found[0] ? "; " : "", found);
 }
 
 void node_get_status(struct node *node, struct node_status *status) {

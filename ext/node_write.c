@@ -159,9 +159,7 @@ static int acquire(void *ctx, uint64_t deadline, uint64_t *epoch) {
       error = VFS_STOPPED;
     else if (node->epoch != 0 && node->hand_over_to == 0)
       break;
-    else if (node->removed_index != 0)
-      error = VFS_NOT_HERE;
-    else if (node->leader != 0 && node->leader != node->id)
+    else if (node->removed_index != 0 || (node->leader != 0 && node->leader != node->id))
       error = VFS_NOT_HERE;
     else if (node->failed[0] || (node->quarantine[0] && node->configuration.n_members == 1))
       error = VFS_IO;

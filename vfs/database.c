@@ -77,7 +77,7 @@ void vfs_set_notice(struct vfs_database *database, const char *format, ...) {
   vsnprintf(database->notice, sizeof database->notice, format, arguments);
   pthread_mutex_unlock(&database->mutex);
   va_end(arguments);
-  sqlite3_log(SQLITE_WARNING, "balsa: %s", database->notice);
+  vfs_log(SQLITE_WARNING, database->notice);
 }
 
 static const char pause_holder[] = "pause"; /* its address counts */
@@ -298,7 +298,7 @@ int vfs_database_find_edit(struct vfs_database *database, uint64_t log_last, boo
   if (!error) error = look(database, &now, text);
   /* No database any more, or one that the log cannot go on with: it is set aside when the file is made again. */
   if (error == VFS_DAMAGED || (!error && now.page_size != database->marks.page_size)) {
-    sqlite3_log(SQLITE_WARNING, "balsa: %s", error ? text : "another page size than before");
+    vfs_log(SQLITE_WARNING, error ? text : "another page size than before");
     text[0] = 0;
     return VFS_OK;
   }

@@ -64,7 +64,7 @@ bool vfs_hashes_check(struct vfs_hashes *hashes, uint32_t page_number, const voi
   uint64_t offset = (uint64_t)(page_number - 1) * page_size;
   char text[VFS_TEXT_MAX];
   if (atomic_compare_exchange_strong(&hashes->damaged, &none, offset + 1) && vfs_hashes_damaged(hashes, text))
-    sqlite3_log(SQLITE_CORRUPT, "balsa: %s", text);
+    vfs_log(SQLITE_CORRUPT, text);
   return false;
 }
 

@@ -16,6 +16,7 @@
 static sqlite3_vfs balsa_vfs;
 static const struct vfs_host *host;
 static atomic_bool is_forked_child;
+static atomic_bool log_has_ended;
 static _Thread_local char open_error[VFS_TEXT_MAX];
 
 static sqlite3_vfs *base_of(sqlite3_vfs *vfs) {
@@ -24,6 +25,14 @@ static sqlite3_vfs *base_of(sqlite3_vfs *vfs) {
 
 const char *vfs_open_error(void) {
   return open_error;
+}
+
+void vfs_log(int code, const char *text) {
+  if (!atomic_load(&log_has_ended)) sqlite3_log(code, "balsa: %s", text);
+}
+
+void vfs_log_end(void) {
+  atomic_store(&log_has_ended, true);
 }
 
 static void note_fork(void) {
@@ -51,7 +60,7 @@ static int open_main(sqlite3_vfs *vfs, const char *name, sqlite3_file *file, int
   }
   int code = host->attach(name, flags, &database, open_error);
   if (code != SQLITE_OK) {
-    sqlite3_log(code, "balsa: %s", open_error);
+    vfs_log(code, open_error);
     return code;
   }
   connection->real = real_file(file, sizeof *connection);

@@ -286,6 +286,12 @@ void vfs_connection_set_error(struct vfs_connection *connection, const char *tex
 /* Does it hold the write ticket (an open write transaction)? Then what waits for commits must refuse. */
 bool vfs_connection_is_writing(struct vfs_connection *connection);
 uint32_t vfs_connection_timeout_ms(struct vfs_connection *connection); /* PRAGMA balsa_timeout */
+/*
+** Into the application's log (SQLITE_CONFIG_LOG), until vfs_log_end: at a normal exit what the log's callback works with may be
+** gone (the sqlite3 shell's lies on the stack of its main). Any thread.
+*/
+void vfs_log(int code, const char *text);
+void vfs_log_end(void);
 /* Why the last sqlite3_open on this thread failed in attach; "" if it did not. */
 const char *vfs_open_error(void);
 

@@ -42,6 +42,10 @@ def main_job(report, folder, chosen, name, kind, library):
         report.check(False, f"{name}: a follower refuses a write")
     except harness.CommandError as error:
         report.check((error.code or 0) & 0xFF == 8, f"{name}: a follower says READONLY", error)
+    leaves = cluster.wait_leader()
+    report.check(leaves.quit() == 0, f"{name}: a node that leads exits in order")
+    leaves.start()
+    cluster.check_equal()
     harness.check_stopped(cluster)
     report.say(f"{name}, SQLite {version}: equal at index {statuses[0]['applied_index']} after a killed leader")
 

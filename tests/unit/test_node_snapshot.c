@@ -536,11 +536,11 @@ static void a_follower_that_cannot_take_a_snapshot_does_not_hold_the_log_back_fo
   char name[512];
   open_cluster(&cluster);
   snprintf(name, sizeof name, "%s", in_the_way);
-  int leader = run_on_leader(&cluster, "CREATE TABLE t(a INTEGER PRIMARY KEY, b)");
+  run_on_leader(&cluster, "CREATE TABLE t(a INTEGER PRIMARY KEY, b)");
   stop(cluster.db[2]);
   cluster.db[2] = NULL;
-  for (int i = 0; i < 100; i++) leader = run_on_leader(&cluster, "INSERT INTO t(b) VALUES(randomblob(3000))");
-  leader = run_on_leader(&cluster, "SELECT balsa_snapshot()");
+  for (int i = 0; i < 100; i++) run_on_leader(&cluster, "INSERT INTO t(b) VALUES(randomblob(3000))");
+  int leader = run_on_leader(&cluster, "SELECT balsa_snapshot()");
   assert_int_equal(mkdir(name, 0755), 0);
   open_member(&cluster, 2);
   bool is_pinned = false;

@@ -504,7 +504,7 @@ static void a_plain_program_that_only_read_after_a_kill_leaves_nothing_to_keep(v
 /* It has the files open since the node lived, so it makes no new wal-index. */
 static void a_program_that_stayed_and_wrote_after_a_kill_is_noticed(void **state) {
   struct stand_in node;
-  int ready[2], go[2];
+  int ready[2] = {-1, -1}, go[2] = {-1, -1};
   char byte;
   (void)state;
   leave_something_to_redo(&node);

@@ -3,11 +3,12 @@
 ** transaction (design section 5). So that its owner may stop the node, edit the file with whatever he likes, and go on.
 **
 ** The transaction holds every page of the file, in parts, since what the file was before is nowhere any more. It is appended as
-** this node's, the only voter's, in the last term: whatever is in that log is committed once it is durable. Then a mark says that
-** the file is the state at its end.
+** this node's, the only voter's: whatever is in that log is committed once it is durable. Its term is a new one, with this node's
+** vote: in the last one a leader that was removed since may have proposed other entries at these places. Then a mark says that the
+** file is the state at its end.
 **
 ** A crash before the last part is durable leaves parts without an end, and the marks of the stop: the next start finds the change
-** again, gives those parts up and begins anew. A crash between the last part and the mark leaves a file that is a later
+** again, and begins anew in a later term, which gives those parts up. A crash between the last part and the mark leaves a file that is a later
 ** state of the log, from which the redo goes on (vfs/redo.c).
 */
 #include <errno.h>
@@ -65,10 +66,7 @@ static int look_behind(struct edit *edit, const struct vfs_found *found) {
     follow(edit, &entry, &before_parts);
     raft_payload_unref(entry.payload);
   }
-  if (edit->has_open_parts && edit->open_term != edit->node->hard_state.term) {
-    edit->has_open_parts = false; /* the entries to come, of a later term, cancel them */
-    edit->previous = before_parts;
-  }
+  if (edit->has_open_parts) edit->previous = before_parts; /* the entries to come, of a later term, cancel them */
   return VFS_OK;
 }
 
@@ -119,11 +117,24 @@ static int append_set(void *ctx, const struct vfs_change_set *set) {
   return error;
 }
 
+static int raise_term(struct edit *edit) {
+  struct node *node = edit->node;
+  struct raft_hard_state next = node->hard_state;
+  next.term++;
+  next.voted_for = node->id;
+  int error = raft_hard_state_write(node->hard_state_file, &next);
+  if (error) {
+    node_say(edit->text, "%s/vote cannot be written: %s", node->folder, strerror(-error));
+    return error == -ENOSPC ? VFS_NO_SPACE : VFS_IO;
+  }
+  node->hard_state = next;
+  return VFS_OK;
+}
+
 static int append_edit(struct edit *edit) {
   struct node *node = edit->node;
-  const struct vfs_change_set abort_set = {.flags = VFS_SET_ABORT, .page_size = node->facts.page_size};
   uint64_t persist = 0;
-  int error = edit->has_open_parts ? append_set(edit, &abort_set) : VFS_OK;
+  int error = raise_term(edit);
   if (!error) error = vfs_database_export(node->database, append_set, edit, edit->text);
   if (!error) error = error_of_store(edit, raft_store_flush(node->store, &persist));
   return error ? error : vfs_database_mark(node->database, edit->start->last_index, edit->text);

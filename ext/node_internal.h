@@ -88,6 +88,7 @@
 #define NODE_WHY_MAX 320                       /* bytes of a sentence: what a command waits for */
 #define NODE_SUCCESSOR_LAG_MAX 1024            /* entries: who is further behind would make writers wait for it */
 #define NODE_SUCCESSOR_SLICE (5 * OS_MS)
+#define NODE_PAUSE_SLICE (100 * OS_MS) /* who waits for writers to pause looks that often whether the node stops */
 #define NODE_RECOVER_PATIENCE (5 * OS_SECOND) /* for balsa_recover() to be written down */
 #define NODE_STARTS_MAX 3                     /* of one open: as found, to begin anew or recover, and after that */
 #define NODE_LOST_MAX 3 /* folders lost-<n>: a node does not rebuild itself any more when there are so many */

@@ -130,14 +130,26 @@ static int wait_for_leader(struct node *node, uint64_t to, uint64_t deadline, ui
   return VFS_BUSY;
 }
 
+/* mutex held, given up meanwhile. VFS_OK: nobody writes until vfs_resume(). A node that stops waits for nobody's transaction. */
+static int pause_writers(struct node *node, uint64_t patience) {
+  int busy = VFS_BUSY;
+  uint64_t now = 0;
+  while (busy && now < patience && !node->stopping) {
+    uint64_t until = os_now(node->os) + NODE_PAUSE_SLICE;
+    pthread_mutex_unlock(&node->mutex);
+    busy = vfs_pause(node->database, until < patience ? until : patience);
+    now = os_now(node->os);
+    pthread_mutex_lock(&node->mutex);
+  }
+  return busy;
+}
+
 /* mutex held, given up meanwhile; no other succession is under way. `is_last`: this node stops in any case. */
 static int pass_on(struct node *node, uint64_t to, uint64_t deadline, bool is_last, uint64_t *leader, char *text) {
   int error = wait_for_successor(node, to, deadline, is_last, text);
   if (error) return error;
   uint64_t patience = is_last ? os_now(node->os) + NODE_STOP_TICKET_MAX : deadline;
-  pthread_mutex_unlock(&node->mutex);
-  int busy = vfs_pause(node->database, patience);
-  pthread_mutex_lock(&node->mutex);
+  int busy = pause_writers(node, patience);
   if (busy && !is_last) {
     node_say(text, "a write transaction has been open for too long: end it first");
     return VFS_BUSY;

@@ -60,10 +60,9 @@ int snapshot_find(struct os *os, const char *folder, char path[OS_PATH_MAX], uin
   path[0] = 0;
   int error = snapshot_join(folder, SNAPSHOT_NEW, path, NULL);
   if (error == 0) error = os_list(os, folder, look_at, &search);
-  if (error == 0 && search.leftover) {
-    error = os_remove(os, path);
-    if (error == 0) error = os_sync_directory(os, folder);
-  }
+  if (error == 0 && search.leftover) error = os_remove(os, path);
+  /* A process that died may have left a name that is not durable yet; the log is compacted on the strength of it. */
+  if (error == 0 && (search.leftover || search.newest != 0)) error = os_sync_directory(os, folder);
   return error ? error : take_newest(folder, &search, path, index);
 }
 

@@ -103,7 +103,7 @@ const char *snapshot_reader_error(const struct snapshot_reader *reader);
 
 /*
 ** The newest snapshot in `folder`: its path and index; index 0 if there is none. It goes by names: whether the file is
-** whole, the reader tells. Removes a leftover snapshot.new, so never call it beside an open writer.
+** whole, the reader tells. Its name is durable then. Removes a leftover snapshot.new, so never call it beside an open writer.
 */
 int snapshot_find(struct os *os, const char *folder, char path[OS_PATH_MAX], uint64_t *index);
 /* The newest one before `before`; may be called at any time. */

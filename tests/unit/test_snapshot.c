@@ -931,6 +931,33 @@ static void before_publish_there_is_no_snapshot(void **state) {
   }
 }
 
+/* Between the rename and the sync of the folder: a later process finds it, and has the log compacted on the strength of it. */
+static bool find_after_a_kill(uint64_t seed, uint64_t nth) {
+  struct sim_disk *disk = disk_make(seed);
+  struct database database = database_make(1024, 30, 5, MIXED);
+  char text[SNAPSHOT_TEXT_MAX], path[OS_PATH_MAX];
+  sim_disk_fail_nth(disk, SIM_DISK_SYNC_DIRECTORY, nth, -EIO);
+  write_it(sim_disk_os(disk), FOLDER, &database, true, text);
+  sim_disk_crash(disk, SIM_DISK_KILL);
+  sim_disk_restart(disk);
+  snapshot_path(FOLDER, 5, path);
+  bool is_there = exists(disk, path);
+  is_found(disk, is_there ? 5 : 0, &database);
+  sim_disk_crash(disk, SIM_DISK_POWER_LOSS);
+  sim_disk_restart(disk);
+  is_found(disk, is_there ? 5 : 0, &database);
+  sim_disk_free(disk);
+  return is_there;
+}
+
+static void what_was_found_after_a_kill_outlives_a_power_loss(void **state) {
+  (void)state;
+  for (uint64_t seed = 1; seed <= 12; seed++) {
+    find_after_a_kill(seed, 1);
+    assert_true(find_after_a_kill(seed, 2)); /* of the rename */
+  }
+}
+
 /* ---- The folder ---- */
 
 static void only_names_of_snapshots_count(void **state) {
@@ -1423,6 +1450,7 @@ int main(void) {
       cmocka_unit_test(every_call_that_fails_is_told_with_a_sentence),
       cmocka_unit_test(power_loss_at_any_call_leaves_the_last_snapshot_or_the_next_one_whole),
       cmocka_unit_test(before_publish_there_is_no_snapshot),
+      cmocka_unit_test(what_was_found_after_a_kill_outlives_a_power_loss),
       cmocka_unit_test(only_names_of_snapshots_count),
       cmocka_unit_test(a_folder_with_too_long_a_path_is_refused),
       cmocka_unit_test(chunks_become_a_snapshot_and_duplicates_and_gaps_are_refused),

@@ -49,12 +49,12 @@ static void change_plainly(const char *name, const char *sql, bool dies) {
 static void assert_edited(const char *sql, bool dies, const char *expected) {
   make_app();
   sqlite3 *db = open_app();
-  int term = atoi(ask(db, "SELECT term FROM balsa_status"));
+  uint64_t term = strtoull(ask(db, "SELECT term FROM balsa_status"), NULL, 10);
   stop(db);
   change_plainly("app.db", sql, dies);
   db = open_app();
   /* One for the edit: in the last one somebody else may have proposed at its place. One for the leader. */
-  assert_int_equal(atoi(ask(db, "SELECT term FROM balsa_status")), term + 2);
+  assert_int_equal(strtoull(ask(db, "SELECT term FROM balsa_status"), NULL, 10), term + 2);
   assert_string_equal(ask(db, rows), expected);
   assert_non_null(strstr(ask(db, "SELECT notice FROM balsa_status"), "a transaction of its own"));
   assert_false(is_there("app.db.changed-1"));

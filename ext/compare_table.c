@@ -11,7 +11,7 @@
 
 #include "compare.h"
 #include "functions.h"
-#include "node_internal.h"
+#include "rows.h"
 
 enum compare_column {
   COMPARE_PATH,
@@ -31,8 +31,7 @@ enum compare_column {
   "last_index INTEGER, committed INTEGER, advice TEXT, problem TEXT, paths TEXT HIDDEN)"
 
 struct cursor {
-  sqlite3_vtab_cursor base;
-  size_t row, n_rows;
+  struct rows rows;
   struct holding *holdings; /* HOLDINGS_MAX */
 };
 
@@ -54,20 +53,9 @@ static int compare_disconnect(sqlite3_vtab *base) {
 
 static int compare_best_index(sqlite3_vtab *base, sqlite3_index_info *info) {
   (void)base;
-  info->idxNum = 0;
   info->estimatedCost = 1000;
   info->estimatedRows = 3;
-  for (int i = 0; i < info->nConstraint; i++) {
-    bool is_paths = info->aConstraint[i].iColumn == COMPARE_PATHS &&
-                    info->aConstraint[i].op == SQLITE_INDEX_CONSTRAINT_EQ;
-    if (!is_paths) continue;
-    if (!info->aConstraint[i].usable) return SQLITE_CONSTRAINT;
-    info->aConstraintUsage[i].argvIndex = 1;
-    info->aConstraintUsage[i].omit = 1;
-    info->idxNum = 1;
-    break;
-  }
-  return SQLITE_OK;
+  return rows_best_index(info, COMPARE_PATHS);
 }
 
 static int compare_open(sqlite3_vtab *base, sqlite3_vtab_cursor **out) {
@@ -78,7 +66,7 @@ static int compare_open(sqlite3_vtab *base, sqlite3_vtab_cursor **out) {
     free(cursor);
     return SQLITE_NOMEM;
   }
-  *out = &cursor->base;
+  *out = &cursor->rows.base;
   return SQLITE_OK;
 }
 
@@ -112,34 +100,15 @@ static int compare_filter(sqlite3_vtab_cursor *base, int index_number, const cha
   const char *paths = argc > 0 && index_number == 1 ? (const char *)sqlite3_value_text(argv[0]) : NULL;
   char path[OS_PATH_MAX];
   (void)index_text;
-  cursor->row = cursor->n_rows = 0;
+  cursor->rows.row = cursor->rows.n_rows = 0;
   if (!paths)
     return fail(base, "balsa_compare wants the paths of the nodes' databases: SELECT * FROM "
                       "balsa_compare('/a/app.db,/b/app.db')");
   while (take_path(&paths, path)) {
-    if (cursor->n_rows == HOLDINGS_MAX) return fail(base, "balsa_compare takes 15 paths at most");
-    holding_look(os_real(), path, &cursor->holdings[cursor->n_rows++]);
+    if (cursor->rows.n_rows == HOLDINGS_MAX) return fail(base, "balsa_compare takes 15 paths at most");
+    holding_look(os_real(), path, &cursor->holdings[cursor->rows.n_rows++]);
   }
   return SQLITE_OK;
-}
-
-static int compare_next(sqlite3_vtab_cursor *base) {
-  ((struct cursor *)base)->row++;
-  return SQLITE_OK;
-}
-
-static int compare_eof(sqlite3_vtab_cursor *base) {
-  const struct cursor *cursor = (const struct cursor *)base;
-  return cursor->row >= cursor->n_rows;
-}
-
-static int compare_rowid(sqlite3_vtab_cursor *base, sqlite3_int64 *rowid) {
-  *rowid = (sqlite3_int64)((struct cursor *)base)->row + 1;
-  return SQLITE_OK;
-}
-
-static void put_text(sqlite3_context *context, const char *text) {
-  if (text[0]) sqlite3_result_text(context, text, -1, SQLITE_TRANSIENT);
 }
 
 /* 0 is unknown, or nobody: NULL. */
@@ -149,25 +118,22 @@ static void put_number(sqlite3_context *context, uint64_t number) {
 
 static int compare_column(sqlite3_vtab_cursor *base, sqlite3_context *context, int column) {
   const struct cursor *cursor = (const struct cursor *)base;
-  const struct holding *holding = &cursor->holdings[cursor->row];
+  const struct holding *holding = &cursor->holdings[cursor->rows.row];
   char text[HOLDING_TEXT_MAX];
   switch ((enum compare_column)column) {
-  case COMPARE_PATH: put_text(context, holding->path); break;
+  case COMPARE_PATH: rows_put_text(context, holding->path); break;
   case COMPARE_NODE: put_number(context, holding->node); break;
-  case COMPARE_CLUSTER:
-    node_uuid_text(&holding->cluster, text);
-    if (!node_uuid_is_none(&holding->cluster)) put_text(context, text);
-    break;
+  case COMPARE_CLUSTER: rows_put_uuid(context, &holding->cluster); break;
   case COMPARE_TERM: put_number(context, holding->term); break;
   case COMPARE_VOTED_FOR: put_number(context, holding->voted_for); break;
   case COMPARE_LAST_TERM: put_number(context, holding->last_term); break;
   case COMPARE_LAST_INDEX: put_number(context, holding->last_index); break;
   case COMPARE_COMMITTED: put_number(context, holding->commit_index); break;
   case COMPARE_ADVICE:
-    holding_advise(cursor->holdings, cursor->n_rows, cursor->row, text);
-    put_text(context, text);
+    holding_advise(cursor->holdings, cursor->rows.n_rows, cursor->rows.row, text);
+    rows_put_text(context, text);
     break;
-  case COMPARE_PROBLEM: put_text(context, holding->problem); break;
+  case COMPARE_PROBLEM: rows_put_text(context, holding->problem); break;
   case COMPARE_PATHS: break;
   }
   return SQLITE_OK;
@@ -181,10 +147,10 @@ static const sqlite3_module module = {
     .xOpen = compare_open,
     .xClose = compare_close,
     .xFilter = compare_filter,
-    .xNext = compare_next,
-    .xEof = compare_eof,
+    .xNext = rows_next,
+    .xEof = rows_eof,
     .xColumn = compare_column,
-    .xRowid = compare_rowid,
+    .xRowid = rows_rowid,
 };
 
 int balsa_compare_register(sqlite3 *db) {

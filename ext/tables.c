@@ -13,6 +13,7 @@
 #include "balsa.h"
 #include "functions.h"
 #include "node_internal.h"
+#include "rows.h"
 
 enum status_column {
   STATUS_NODE,
@@ -66,8 +67,7 @@ struct table {
 };
 
 struct cursor {
-  sqlite3_vtab_cursor base;
-  size_t row, n_rows;
+  struct rows rows;
   struct node_status status;
   struct node_member members[RAFT_MEMBERS_MAX];
 };
@@ -89,22 +89,10 @@ static int table_disconnect(sqlite3_vtab *base) {
   return SQLITE_OK;
 }
 
-/* Only an equality on the hidden column is of use. */
 static int table_best_index(sqlite3_vtab *base, sqlite3_index_info *info) {
-  int schema_column = ((struct table *)base)->is_members ? MEMBER_SCHEMA : STATUS_SCHEMA;
-  info->idxNum = 0;
   info->estimatedCost = 10;
   info->estimatedRows = 1;
-  for (int i = 0; i < info->nConstraint; i++) {
-    if (info->aConstraint[i].iColumn != schema_column || info->aConstraint[i].op != SQLITE_INDEX_CONSTRAINT_EQ)
-      continue;
-    if (!info->aConstraint[i].usable) return SQLITE_CONSTRAINT;
-    info->aConstraintUsage[i].argvIndex = 1;
-    info->aConstraintUsage[i].omit = 1;
-    info->idxNum = 1;
-    break;
-  }
-  return SQLITE_OK;
+  return rows_best_index(info, ((struct table *)base)->is_members ? MEMBER_SCHEMA : STATUS_SCHEMA);
 }
 
 static int table_open(sqlite3_vtab *base, sqlite3_vtab_cursor **out) {
@@ -112,7 +100,7 @@ static int table_open(sqlite3_vtab *base, sqlite3_vtab_cursor **out) {
   struct cursor *cursor = sqlite3_malloc(sizeof *cursor);
   if (!cursor) return SQLITE_NOMEM;
   memset(cursor, 0, sizeof *cursor);
-  *out = &cursor->base;
+  *out = &cursor->rows.base;
   return SQLITE_OK;
 }
 
@@ -135,7 +123,7 @@ static int table_filter(sqlite3_vtab_cursor *base, int index_number, const char 
   struct table *table = (struct table *)base->pVtab;
   const char *schema = argc > 0 && index_number == 1 ? (const char *)sqlite3_value_text(argv[0]) : NULL;
   (void)index_text;
-  cursor->row = cursor->n_rows = 0;
+  cursor->rows.row = cursor->rows.n_rows = 0;
   if (node_is_forked())
     return table_fail(
         &table->base,
@@ -147,26 +135,11 @@ static int table_filter(sqlite3_vtab_cursor *base, int index_number, const char 
                       sqlite3_mprintf("no replicated database on this connection: open one with vfs=balsa"));
   struct node *node = node_of_connection(connection);
   if (table->is_members) {
-    cursor->n_rows = node_get_members(node, cursor->members);
+    cursor->rows.n_rows = node_get_members(node, cursor->members);
   } else {
     node_get_status(node, &cursor->status);
-    cursor->n_rows = 1;
+    cursor->rows.n_rows = 1;
   }
-  return SQLITE_OK;
-}
-
-static int table_next(sqlite3_vtab_cursor *base) {
-  ((struct cursor *)base)->row++;
-  return SQLITE_OK;
-}
-
-static int table_eof(sqlite3_vtab_cursor *base) {
-  const struct cursor *cursor = (const struct cursor *)base;
-  return cursor->row >= cursor->n_rows;
-}
-
-static int table_rowid(sqlite3_vtab_cursor *base, sqlite3_int64 *rowid) {
-  *rowid = (sqlite3_int64)((struct cursor *)base)->row + 1;
   return SQLITE_OK;
 }
 
@@ -174,48 +147,37 @@ static void put_number(sqlite3_context *context, uint64_t number) {
   sqlite3_result_int64(context, (sqlite3_int64)number);
 }
 
-static void put_text(sqlite3_context *context, const char *text) {
-  if (text[0]) sqlite3_result_text(context, text, -1, SQLITE_TRANSIENT);
-}
-
-static void put_cluster(sqlite3_context *context, const struct raft_uuid *cluster) {
-  char text[NODE_UUID_TEXT];
-  if (node_uuid_is_none(cluster)) return;
-  node_uuid_text(cluster, text);
-  put_text(context, text);
-}
-
 static void put_checksum(sqlite3_context *context, const struct node_status *status) {
   char text[24];
   if (!status->has_checksum) return;
   snprintf(text, sizeof text, "%016" PRIx64, status->checksum);
-  put_text(context, text);
+  rows_put_text(context, text);
 }
 
 static void status_column(sqlite3_context *context, const struct node_status *status, int column) {
   switch ((enum status_column)column) {
   case STATUS_NODE: return put_number(context, status->node);
-  case STATUS_CLUSTER: return put_cluster(context, &status->cluster);
-  case STATUS_ROLE: return put_text(context, status->role);
-  case STATUS_STATE: return put_text(context, status->state);
+  case STATUS_CLUSTER: return rows_put_uuid(context, &status->cluster);
+  case STATUS_ROLE: return rows_put_text(context, status->role);
+  case STATUS_STATE: return rows_put_text(context, status->state);
   case STATUS_TERM: return put_number(context, status->term);
   case STATUS_LEADER:
     if (status->leader) put_number(context, status->leader);
     return;
-  case STATUS_LEADER_ADDRESS: return put_text(context, status->leader_address);
+  case STATUS_LEADER_ADDRESS: return rows_put_text(context, status->leader_address);
   case STATUS_COMMIT_INDEX: return put_number(context, status->commit_index);
   case STATUS_APPLIED_INDEX: return put_number(context, status->applied_index);
   case STATUS_LOG_FIRST: return put_number(context, status->log_first);
   case STATUS_LOG_LAST: return put_number(context, status->log_last);
   case STATUS_LOG_BYTES: return put_number(context, status->log_bytes);
-  case STATUS_SNAPSHOT: return put_text(context, status->snapshot);
+  case STATUS_SNAPSHOT: return rows_put_text(context, status->snapshot);
   case STATUS_WAL_FRAMES: return put_number(context, status->wal_frames);
-  case STATUS_CHECKPOINT: return put_text(context, status->checkpoint);
+  case STATUS_CHECKPOINT: return rows_put_text(context, status->checkpoint);
   case STATUS_CHECKSUM: return put_checksum(context, status);
   case STATUS_TOLERATES: return put_number(context, status->tolerates);
-  case STATUS_NOTICE: return put_text(context, status->notice);
-  case STATUS_DATABASE: return put_text(context, status->path);
-  case STATUS_VERSION: return put_text(context, BALSA_VERSION);
+  case STATUS_NOTICE: return rows_put_text(context, status->notice);
+  case STATUS_DATABASE: return rows_put_text(context, status->path);
+  case STATUS_VERSION: return rows_put_text(context, BALSA_VERSION);
   case STATUS_SCHEMA: return;
   }
 }
@@ -223,8 +185,8 @@ static void status_column(sqlite3_context *context, const struct node_status *st
 static void member_column(sqlite3_context *context, const struct node_member *member, int column) {
   switch ((enum member_column)column) {
   case MEMBER_NODE: return put_number(context, member->node);
-  case MEMBER_ADDRESS: return put_text(context, member->address);
-  case MEMBER_ROLE: return put_text(context, member->role);
+  case MEMBER_ADDRESS: return rows_put_text(context, member->address);
+  case MEMBER_ROLE: return rows_put_text(context, member->role);
   case MEMBER_IS_LEADER: return sqlite3_result_int(context, member->is_leader);
   case MEMBER_MATCH_INDEX:
     if (member->has_progress) put_number(context, member->match_index);
@@ -235,7 +197,7 @@ static void member_column(sqlite3_context *context, const struct node_member *me
   case MEMBER_LAST_CONTACT_MS:
     if (member->has_contact) put_number(context, member->last_contact_ms);
     return;
-  case MEMBER_SNAPSHOT: return put_text(context, member->snapshot);
+  case MEMBER_SNAPSHOT: return rows_put_text(context, member->snapshot);
   case MEMBER_SCHEMA: return;
   }
 }
@@ -244,7 +206,7 @@ static void member_column(sqlite3_context *context, const struct node_member *me
 static int table_column(sqlite3_vtab_cursor *base, sqlite3_context *context, int column) {
   const struct cursor *cursor = (const struct cursor *)base;
   if (((const struct table *)base->pVtab)->is_members)
-    member_column(context, &cursor->members[cursor->row], column);
+    member_column(context, &cursor->members[cursor->rows.row], column);
   else
     status_column(context, &cursor->status, column);
   return SQLITE_OK;
@@ -258,10 +220,10 @@ static const sqlite3_module module = {
     .xOpen = table_open,
     .xClose = table_close,
     .xFilter = table_filter,
-    .xNext = table_next,
-    .xEof = table_eof,
+    .xNext = rows_next,
+    .xEof = rows_eof,
     .xColumn = table_column,
-    .xRowid = table_rowid,
+    .xRowid = rows_rowid,
 };
 
 int balsa_tables_register(sqlite3 *db) {
